@@ -1,0 +1,86 @@
+"""Files that are either the old version or the new one, never half of each.
+
+Tensors are stored as safetensors (no pickle: a file from outside cannot run code), the rest
+as JSON. Every write goes to a temporary file in the same folder, is synced, then renamed.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.errors import InputError, Problem
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step, synced to disk. Raises InputError if it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(
+            Problem(str(path), "", reason, "a writable file", "Free space or change the folder.")
+        ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically. NaN is refused: undefined is null."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises InputError when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(_unreadable(path, error, "JSON")) from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays of any shape and dtype as one safetensors file, atomically."""
+    write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read a safetensors file. Raises InputError when it is missing or damaged."""
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(_unreadable(path, error, "safetensors")) from None
+
+
+def array_sha256(array: npt.NDArray[Any]) -> str:
+    """Hex SHA-256 over the little-endian bytes of an array of any shape."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
+
+
+def _unreadable(path: Path, error: Exception, kind: str) -> Problem:
+    reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+    return Problem(
+        str(path), "", reason or type(error).__name__, f"a {kind} file", "Restore or delete it."
+    )

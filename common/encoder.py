@@ -1,0 +1,166 @@
+"""Encoders: the shared part of the model.
+
+Every encoder takes (B, 1, S, S) float images in [0, 1] and returns five feature maps, finest
+first, at strides 2, 4, 8, 16 and 32. GroupNorm everywhere: it has no running statistics that
+would have to be averaged or could leak, and it is what differential privacy allows. No
+operation on the path is in-place, because per-sample gradient hooks cannot follow those.
+
+To add a backbone: write a function that returns an `Encoder`, name it in `BACKBONES` and in
+`common.plan.Backbone`.
+"""
+
+from collections.abc import Callable
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import densenet121, resnet
+from torchvision.models.densenet import DenseNet
+
+GROUPS = 32  # Wu & He, "Group Normalization", ECCV 2018, section 4: the default of 32 groups
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Each image (B, 1, S, S) to mean 0 and deviation 1 over its own pixels.
+
+    Scanners differ in exposure and grey scale; an image's own mean and deviation take most of
+    that away, and unlike a site's they are no statistic over other patients.
+    """
+    centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
+    return centred / (centred.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-4).sqrt()
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, or as many as divide `channels`."""
+    return nn.GroupNorm(gcd(GROUPS, channels), channels)
+
+
+class Encoder(nn.Module):
+    """Five stages in a row. `channels[i]` is the width of stage i, whose stride is 2**(i+1)."""
+
+    def __init__(self, stages: list[nn.Module], channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.channels = channels
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 1, S, S) in [0, 1] to five maps (B, channels[i], S / 2**(i+1), same)."""
+        x = standardise(images)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class _BasicBlock(resnet.BasicBlock):
+    """torchvision's block with `out + identity` instead of `out += identity`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + identity)  # type: ignore[no-any-return]
+
+
+class _Bottleneck(resnet.Bottleneck):
+    """torchvision's block with `out + identity` instead of `out += identity`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(self.bn3(self.conv3(out)) + identity)  # type: ignore[no-any-return]
+
+
+def _resnet(block: type[resnet.BasicBlock | resnet.Bottleneck], layers: list[int]) -> Encoder:
+    net = resnet.ResNet(block, layers, norm_layer=group_norm)
+    one_channel = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(one_channel.weight, mode="fan_out", nonlinearity="relu")
+    stem = nn.Sequential(one_channel, net.bn1, nn.ReLU())
+    first = nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), net.layer1)
+    expansion = block.expansion
+    channels = (64, *(expansion * width for width in (64, 128, 256, 512)))
+    return Encoder([stem, first, net.layer2, net.layer3, net.layer4], channels)
+
+
+def _densenet() -> Encoder:
+    net: DenseNet = densenet121(weights=None)
+    _batch_to_group_norm(net)
+    parts = dict(net.features.named_children())
+    conv = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(conv.weight)
+    stages: list[nn.Module] = [
+        nn.Sequential(conv, parts["norm0"], nn.ReLU()),
+        nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), parts["denseblock1"]),
+        nn.Sequential(parts["transition1"], parts["denseblock2"]),
+        nn.Sequential(parts["transition2"], parts["denseblock3"]),
+        nn.Sequential(parts["transition3"], parts["denseblock4"], parts["norm5"], nn.ReLU()),
+    ]
+    return Encoder(stages, (64, 256, 512, 1024, 1024))
+
+
+def _tiny() -> Encoder:
+    """A plain five-stage network of 0.29 M parameters for tests and the demo."""
+    channels = (16, 32, 48, 96, 160)
+    stages: list[nn.Module] = []
+    width_in = 1
+    for width in channels:
+        stages.append(
+            nn.Sequential(
+                nn.Conv2d(width_in, width, 3, stride=2, padding=1, bias=False),
+                group_norm(width),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1, groups=1 if width < 96 else 8, bias=False),
+                group_norm(width),
+                nn.ReLU(),
+            )
+        )
+        width_in = width
+    return Encoder(stages, channels)
+
+
+BACKBONES: dict[str, Callable[[], Encoder]] = {
+    "tiny": _tiny,
+    "resnet18": lambda: _resnet(_BasicBlock, [2, 2, 2, 2]),
+    "resnet50": lambda: _resnet(_Bottleneck, [3, 4, 6, 3]),
+    "densenet121": _densenet,
+}
+
+
+def build_encoder(backbone: str) -> Encoder:
+    """A randomly initialised encoder. Raises KeyError for a name not in `BACKBONES`."""
+    encoder = BACKBONES[backbone]()
+    for module in encoder.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return encoder
+
+
+def _batch_to_group_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm2d below `module`, keeping names so that weights still load."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, group_norm(child.num_features))
+        else:
+            _batch_to_group_norm(child)
+
+
+def fold_batch_norm(
+    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """GroupNorm affine (C,), (C,) that acts like a BatchNorm, given its running statistics.
+
+    BatchNorm computes g (x - m_c) / s_c + b per channel; GroupNorm normalises by the group's
+    mean m_g and deviation s_g. Where the input has the running statistics, the two agree for
+    g' = g s_g / s_c and b' = b + g (m_g - m_c) / s_c. Copying g and b alone would not.
+    """
+    channels = weight.numel()
+    groups = gcd(GROUPS, channels)
+    std = (var + eps).sqrt()
+    mean_g = mean.view(groups, -1).mean(1, keepdim=True)
+    second = (var + mean.square()).view(groups, -1).mean(1, keepdim=True)
+    std_g = (second - mean_g.square() + eps).sqrt()
+    spread = torch.ones_like(mean).view(groups, -1)
+    scale = (std_g * spread).reshape(-1) / std
+    shift = ((mean_g * spread).reshape(-1) - mean) / std
+    return weight * scale, bias + weight * shift

@@ -1,0 +1,88 @@
+"""Losses per privacy unit: the contract that plain and private training share.
+
+A unit is one image or one patient. Each term of a unit's loss is divided by the unit's own
+denominators (its annotated findings, its masked images) and by nothing that other units in
+the batch could change. So a batch is a plain mean over units, and clipping a unit's gradient
+bounds that unit's influence. A loss divided by "labels in the batch" would break this.
+
+To change the loss, change a term here: `unit_losses` is the only place that adds them up.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.model import Outputs
+
+
+@dataclass
+class Batch:
+    """Rows (images) of U units.
+
+    images: (B, 1, S, S) float in [0, 1]. targets: (B, 14) float 0/1. known: (B, 14) bool,
+    whether the finding is annotated. lung_rows: (M,) int64, rows that have a mask.
+    masks: (M, 1, S, S) float 0/1. unit: (B,) int64 in [0, units). units: U.
+    """
+
+    images: Tensor
+    targets: Tensor
+    known: Tensor
+    lung_rows: Tensor
+    masks: Tensor
+    unit: Tensor
+    units: int
+
+
+def findings_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    """Binary cross-entropy over each row's annotated findings: (B, 14) x 3 to (B,).
+
+    A row without any annotated finding has loss 0.
+    """
+    terms = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    annotated = known.to(terms.dtype)
+    return (terms * annotated).sum(dim=1) / annotated.sum(dim=1).clamp_min(1.0)
+
+
+def lungs_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Soft Dice plus cross-entropy per image: (M, 1, S, S) x 2 to (M,).
+
+    Dice loss after Milletari et al., "V-Net", 3DV 2016, section 3, smoothed by one pixel so
+    that an empty mask has a gradient.
+    """
+    probability = logits.sigmoid().flatten(1)
+    target = masks.flatten(1)
+    overlap = (probability * target).sum(dim=1)
+    dice = (2 * overlap + 1) / (probability.sum(dim=1) + target.sum(dim=1) + 1)
+    entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    return 1 - dice + entropy.flatten(1).mean(dim=1)
+
+
+def unit_mean(values: Tensor, unit: Tensor, units: int) -> Tensor:
+    """Mean of `values` (R,) over the rows of each unit (R,) in [0, units): (U,), 0 if none."""
+    zeros = torch.zeros(units, dtype=values.dtype, device=values.device)
+    total = zeros.index_add(0, unit, values)
+    count = zeros.index_add(0, unit, torch.ones_like(values))
+    return total / count.clamp_min(1.0)
+
+
+def unit_losses(
+    outputs: Outputs, batch: Batch, findings_weight: float, lungs_weight: float
+) -> Tensor:
+    """Each unit's loss, (U,) float32: weighted sum of its findings and its lungs term.
+
+    outputs.lungs must hold the logits of exactly `batch.lung_rows`, in that order.
+    """
+    device = batch.images.device
+    total = torch.zeros(batch.units, dtype=torch.float32, device=device)
+    if outputs.findings is not None:
+        labelled = batch.known.any(dim=1).nonzero().squeeze(1)
+        per_row = findings_loss(outputs.findings.float(), batch.targets, batch.known)
+        units = batch.unit[labelled]
+        total = total + findings_weight * unit_mean(per_row[labelled], units, batch.units)
+    if outputs.lungs is not None and batch.lung_rows.numel() > 0:
+        per_mask = lungs_loss(outputs.lungs.float(), batch.masks)
+        units = batch.unit[batch.lung_rows]
+        total = total + lungs_weight * unit_mean(per_mask, units, batch.units)
+    return total

@@ -1,0 +1,108 @@
+"""The shared parameters as one flat float32 vector, and the layout that names its parts.
+
+One flat array is cheaper on Flower's wire than hundreds of tensors, and a layout hash makes a
+broadcastable wrong shape, which Flower would average silently, impossible.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from common.errors import LayoutError, Problem
+from common.findings import FINDINGS
+
+Flat = npt.NDArray[np.float32]
+
+# The model's parts (see common/model.py) whose parameters may travel.
+ENCODER, FINDINGS_HEAD, LUNGS_HEAD = "encoder.", "findings.", "lungs."
+LUNGS = "lungs"  # in `Update.covers`, beside the names of findings
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the travelling parameters, in the model's own order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def size(self) -> int:
+        """P: how many float32 numbers travel."""
+        return sum(prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of names and shapes. Two sides with the same digest can be averaged."""
+        text = json.dumps([self.names, self.shapes], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def coverage(self, covers: Collection[str]) -> npt.NDArray[np.bool_]:
+        """Which coordinates a site has trained, (P,) bool.
+
+        covers: names of the findings that the site annotates, plus "lungs" if it has masks.
+        The encoder is always covered. A row of the findings head belongs to one finding
+        (Surgical Aggregation, arXiv 2301.06683, section 3: average a label's head over the
+        sites that own the label).
+        """
+        annotated = np.array([finding in covers for finding in FINDINGS])
+        parts = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name.startswith(FINDINGS_HEAD):
+                parts.append(np.repeat(annotated, prod(shape) // len(FINDINGS)))
+            else:
+                covered = not name.startswith(LUNGS_HEAD) or LUNGS in covers
+                parts.append(np.full(prod(shape), covered))
+        return np.concatenate(parts)
+
+
+def shared_layout(model: nn.Module, heads: Literal["local", "shared"]) -> Layout:
+    """The layout of what travels: the encoder, and the heads too if they are shared."""
+    prefixes = (ENCODER,) if heads == "local" else (ENCODER, FINDINGS_HEAD, LUNGS_HEAD)
+    travelling = [
+        (name, tuple(parameter.shape))
+        for name, parameter in model.named_parameters()
+        if name.startswith(prefixes)
+    ]
+    return Layout(tuple(name for name, _ in travelling), tuple(shape for _, shape in travelling))
+
+
+def flatten(model: nn.Module, layout: Layout) -> Flat:
+    """The model's travelling parameters, (P,) float32, copied to the CPU."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        parts = [parameters[name].detach().reshape(-1).float() for name in layout.names]
+        return torch.cat(parts).cpu().numpy().copy()
+
+
+def load_flat(model: nn.Module, layout: Layout, flat: Flat) -> None:
+    """Copy a (P,) float32 vector into the model, in place.
+
+    Raises LayoutError when the vector has another length.
+    """
+    if flat.shape != (layout.size,):
+        raise LayoutError(
+            Problem(
+                "shared parameters",
+                "",
+                f"shape {flat.shape}",
+                f"({layout.size},), the layout of the plan's model",
+                "Use the same plan and the same version of Consilium on both sides.",
+            )
+        )
+    parameters = dict(model.named_parameters())
+    source = torch.from_numpy(np.ascontiguousarray(flat, dtype=np.float32))
+    start = 0
+    with torch.no_grad():
+        for name, shape in zip(layout.names, layout.shapes, strict=True):
+            end = start + prod(shape)
+            parameters[name].copy_(source[start:end].view(shape))
+            start = end
