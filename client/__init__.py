@@ -1,0 +1,1 @@
+"""A hospital site: its data, its training, its guard. Imports only `common`."""

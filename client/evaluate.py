@@ -1,0 +1,138 @@
+"""What a model says about images, and how right it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from client.batches import Rows, SiteData
+from client.train import to_model_format
+from common.findings import FINDINGS
+from common.heads import FindingsHead, LungsHead
+from common.metrics import auroc, dice, iou, macro
+from common.model import MultitaskModel
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Heads:
+    """One site's heads, and the findings on which they may speak."""
+
+    findings: FindingsHead | None
+    lungs: LungsHead | None
+    annotates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs for R rows.
+
+    logits: (R, 14) float32, NaN in the columns of findings that the heads don't cover.
+    lungs: (M,) Dice and IoU of the rows that have a mask; empty without masks or lungs head.
+    """
+
+    logits: npt.NDArray[np.float32]
+    dice: npt.NDArray[np.float64]
+    iou: npt.NDArray[np.float64]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """(R, 14) float32 in [0, 1], NaN where there is no logit."""
+        return (1 / (1 + np.exp(-self.logits))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Numbers about one model on one split; a metric that is undefined is left out."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def predict(
+    model: MultitaskModel, heads: Sequence[Heads], data: SiteData, rows: Rows
+) -> tuple[list[Predictions], Predictions]:
+    """Run several sites' heads over one shared encoder, with one encoder pass per image.
+
+    Returns each site's own predictions, and the council's: the mean of the logits of the
+    sites that annotate a finding, and the mean of the lung probabilities of those with a
+    lungs head. rows: (R,) positions in `data`. The model is left in evaluation mode.
+    """
+    model.eval()
+    sites = [_Collected() for _ in heads]
+    council = _Collected()
+    for start in range(0, len(rows), EVALUATION_BATCH):
+        batch = data.batch(rows[start : start + EVALUATION_BATCH])
+        device = batch.images.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            features = model.encoder(to_model_format(batch.images))
+            logits = [_logits(head, features) for head in heads]
+            masked = [feature[batch.lung_rows] for feature in features]
+            lungs = [_lungs(head, masked) for head in heads]
+        for site, own_logits, own_lungs in zip(sites, logits, lungs, strict=True):
+            site.add(own_logits, own_lungs, batch.masks)
+        speaking = [probability for probability in lungs if probability is not None]
+        mean_lungs = torch.stack(speaking).mean(dim=0) if speaking else None
+        council.add(torch.stack(logits).nanmean(dim=0), mean_lungs, batch.masks)
+    return [site.predictions() for site in sites], council.predictions()
+
+
+def _logits(head: Heads, features: list[Tensor]) -> Tensor:
+    """(B, 14) float32 logits, NaN where the site has nothing to say."""
+    speaks = torch.tensor([finding in head.annotates for finding in FINDINGS])
+    silent = features[0].new_full((features[0].shape[0], len(FINDINGS)), torch.nan).float()
+    if head.findings is None:
+        return silent
+    return torch.where(speaks.to(silent.device), head.findings(features).float(), silent)
+
+
+def _lungs(head: Heads, features: list[Tensor]) -> Tensor | None:
+    """(M, 1, S, S) float32 lung probabilities of images that have a mask."""
+    if head.lungs is None or features[0].shape[0] == 0:
+        return None
+    probability: Tensor = head.lungs(features).float().sigmoid()
+    return probability
+
+
+class _Collected:
+    """Predictions of successive batches."""
+
+    def __init__(self) -> None:
+        self._logits: list[npt.NDArray[np.float32]] = [np.empty((0, len(FINDINGS)), np.float32)]
+        self._dice: list[npt.NDArray[np.float64]] = [np.empty(0)]
+        self._iou: list[npt.NDArray[np.float64]] = [np.empty(0)]
+
+    def add(self, logits: Tensor, lungs: Tensor | None, masks: Tensor) -> None:
+        self._logits.append(logits.cpu().numpy())
+        if lungs is None:
+            return
+        truth = (masks > 0.5).squeeze(1).cpu().numpy()
+        predicted = (lungs > 0.5).squeeze(1).cpu().numpy()
+        self._dice.append(dice(truth, predicted))
+        self._iou.append(iou(truth, predicted))
+
+    def predictions(self) -> Predictions:
+        return Predictions(
+            np.concatenate(self._logits), np.concatenate(self._dice), np.concatenate(self._iou)
+        )
+
+
+def true_findings(data: SiteData, rows: Rows) -> npt.NDArray[np.int8]:
+    """Targets (R, 14) int8 as the metrics want them: 1, 0, or -1 where not annotated."""
+    return np.where(data.known[rows], data.targets[rows].astype(np.int8), np.int8(-1))
+
+
+def score(predictions: Predictions, targets: npt.NDArray[np.int8], prefix: str) -> Scores:
+    """Macro AUROC and mean Dice, named `{prefix}_macro_auroc` and `{prefix}_dice`."""
+    values = [auroc(targets[:, i], predictions.logits[:, i]) for i in range(targets.shape[1])]
+    metrics: dict[str, float] = {}
+    mean_auroc = macro(values)
+    if mean_auroc is not None:
+        metrics[f"{prefix}_macro_auroc"] = mean_auroc
+    if len(predictions.dice):
+        metrics[f"{prefix}_dice"] = float(predictions.dice.mean())
+    return Scores(metrics)

@@ -1,0 +1,56 @@
+"""What may leave a site: an update in the plan's layout, and named numbers. Nothing else.
+
+The server's firewall checks again, but a site does not rely on that: what has left is gone.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.errors import RefusedError
+from common.findings import FINDINGS
+from common.parameters import LUNGS, Layout
+from common.plan import Plan
+from common.update import Update
+
+# Losses and validation scores. A metric of another name is a bug or an attempt.
+METRIC = re.compile(r"(train|val)_[A-Za-z0-9_]{1,60}")
+
+
+def check_leaving(update: Update, plan: Plan, number: int, site: str, layout: Layout) -> None:
+    """Raise RefusedError unless the update holds exactly what the plan asks of this site
+    in round `number`.
+
+    update.delta must be (P,) float32, finite, of the plan's layout; weight finite and > 0.
+    """
+    if type(update) is not Update:
+        raise RefusedError(f"a {type(update).__name__} may not leave the site")
+    names = {field.name for field in dataclasses.fields(Update)}
+    extra = set(vars(update)) - names
+    if extra:
+        raise RefusedError(f"field {min(extra)!r} may not leave the site")
+    if (update.plan_sha256, update.round, update.site) != (plan.sha256, number, site):
+        raise RefusedError("the update belongs to another plan, round or site")
+    if update.layout_sha256 != layout.sha256 or update.delta.shape != (layout.size,):
+        raise RefusedError("the update has another layout than the plan's model")
+    if update.delta.dtype != np.float32 or not np.isfinite(update.delta).all():
+        raise RefusedError("the update is not finite float32")
+    if not (math.isfinite(update.weight) and update.weight > 0):
+        raise RefusedError(f"weight {update.weight} is not a positive number")
+    if not math.isfinite(update.seconds):
+        raise RefusedError("the training time is not a number")
+    if any(name not in FINDINGS and name != LUNGS for name in update.covers):
+        raise RefusedError("the update covers something that is no finding")
+    check_metrics(update.metrics)
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Raise RefusedError unless every metric has an allowed name and is a finite float."""
+    for name, value in metrics.items():
+        if not METRIC.fullmatch(name):
+            raise RefusedError(f"metric {name!r} may not leave the site")
+        if not isinstance(value, float) or not math.isfinite(value):
+            raise RefusedError(f"metric {name} is {value!r}, not a finite number")

@@ -1,0 +1,109 @@
+"""What a site folder says about itself: `site.yaml`, and the rows of the cache that it owns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from common.errors import DataError, Problem
+from common.findings import FINDINGS
+
+SITE_FILE = "site.yaml"
+SPLITS = ("train", "val", "test")
+
+
+class SiteSettings(BaseModel):
+    """`site.yaml`. Paths are relative to the site folder unless absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    cache: Path
+    rows: Path = Path("rows.parquet")
+    annotates: tuple[str, ...] = FINDINGS
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+    @field_validator("annotates")
+    @classmethod
+    def _known_findings(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in FINDINGS]
+        if unknown:
+            raise ValueError(f"findings among {', '.join(FINDINGS)}; not {', '.join(unknown)}")
+        return names
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """A hospital as a folder: settings and the places where things lie."""
+
+    path: Path
+    settings: SiteSettings
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the decoded cache, which several sites may share."""
+        return self.path / self.settings.cache
+
+    @property
+    def state(self) -> Path:
+        """Folder of local heads and optimizer state. Never leaves the site."""
+        return self.path / "state"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of reports and of the site's own log."""
+        return self.path / "reports"
+
+    def rows(self) -> pd.DataFrame:
+        """The site's rows: image (str), split (train/val/test), labelled (bool).
+
+        Raises DataError when the file is missing, misses a column, or has another split.
+        """
+        file = self.path / self.settings.rows
+        try:
+            rows = pd.read_parquet(file)
+        except (OSError, ValueError) as error:
+            reason = "nothing" if isinstance(error, FileNotFoundError) else str(error)
+            raise DataError(
+                Problem(str(file), "", reason, "a Parquet table of rows", "Partition the data.")
+            ) from None
+        missing = [name for name in ("image", "split", "labelled") if name not in rows]
+        if missing:
+            found, allowed = f"no column {missing[0]!r}", "columns image, split, labelled"
+            raise DataError(Problem(str(file), "", found, allowed, "Partition the data again."))
+        strange = rows.loc[~rows["split"].isin(SPLITS), "split"]
+        if len(strange):
+            at = f"row {strange.index[0] + 1}, column 'split'"
+            allowed = ", ".join(SPLITS)
+            raise DataError(Problem(str(file), at, repr(strange.iloc[0]), allowed, "Mend the row."))
+        return rows
+
+
+def open_site_folder(path: Path) -> SiteFolder:
+    """Read a site folder's `site.yaml`. Raises DataError with every mistake in it."""
+    file = path / SITE_FILE
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(
+            Problem(str(file), "", reason, "a site's settings", "Check the site folder.")
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = "text that is not YAML: " + " ".join(str(error).split())
+        raise DataError(Problem(str(file), "", found, "a YAML mapping", "Mend it.")) from None
+    try:
+        return SiteFolder(path, SiteSettings.model_validate(raw))
+    except ValidationError as error:
+        raise DataError(
+            Problem(
+                str(file),
+                f"key {'.'.join(map(str, detail['loc'])) or 'site.yaml'!r}",
+                repr(detail["input"]),
+                detail["msg"].removeprefix("Value error, "),
+                "Mend the settings.",
+            )
+            for detail in error.errors(include_url=False)
+        ) from None

@@ -1,0 +1,106 @@
+"""What travels: 16-bit deltas, and a server that believes nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import UpdateRejectedError
+from common.update import SCHEMA, Broadcast, Update
+from common.wire import (
+    Parcel,
+    Wire,
+    pack,
+    pack_broadcast,
+    pack_update,
+    unpack,
+    unpack_broadcast,
+    unpack_update,
+)
+
+DELTA = np.linspace(-1, 1, 1001, dtype=np.float32)
+
+
+def make_update(delta: npt.NDArray[np.float32] = DELTA) -> Update:
+    return Update(
+        schema=SCHEMA,
+        plan_sha256="p",
+        round=3,
+        site="ward",
+        layout_sha256="l",
+        delta=delta,
+        weight=12.0,
+        covers=("Mass", "lungs"),
+        metrics={"val_macro_auroc": 0.7},
+        seconds=1.5,
+    )
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50))
+def test_bf16_keeps_eight_bits(values: list[float]) -> None:
+    array = np.array(values, dtype=np.float32)
+    back = unpack(pack(array, "bf16"), "bf16")
+    # 2**-8 relative; below the normal range of float32 the step is absolute.
+    assert (np.abs(back - array) <= np.abs(array) * 2**-8 + 1e-38).all()
+
+
+def test_bf16_rounds_to_nearest_even_and_keeps_nan() -> None:
+    tie_up, tie_down = 1 + 3 * 2**-8, 1 + 2**-8
+    back = unpack(pack(np.array([tie_up, tie_down, np.nan, np.inf], np.float32), "bf16"), "bf16")
+    assert back[0] == 1 + 4 * 2**-8
+    assert back[1] == 1.0
+    assert np.isnan(back[2])
+    assert np.isinf(back[3])
+
+
+@pytest.mark.parametrize(("wire", "bytes_each"), [("bf16", 2), ("fp32", 4)])
+def test_an_update_survives_the_journey(wire: Wire, bytes_each: int) -> None:
+    parcel = pack_update(make_update(), wire)
+    assert parcel.bytes == bytes_each * len(DELTA)
+    back = unpack_update(parcel)
+    assert np.abs(back.delta - DELTA).max() <= (0 if wire == "fp32" else 2**-8)
+    assert replace(back, delta=DELTA).__dict__ == make_update().__dict__
+
+
+def changed(**config: object) -> Parcel:
+    parcel = pack_update(make_update(), "bf16")
+    return Parcel(parcel.arrays, {**parcel.config, **config}, parcel.metrics)  # type: ignore[arg-type]
+
+
+def without(key: str) -> Parcel:
+    parcel = pack_update(make_update(), "bf16")
+    config = {name: value for name, value in parcel.config.items() if name != key}
+    return Parcel(parcel.arrays, config, parcel.metrics)
+
+
+@pytest.mark.parametrize(
+    ("parcel", "detail"),
+    [
+        (without("weight"), "weight is missing"),
+        (changed(weight="much"), "'much' is not a number"),
+        (changed(round=True), "True is not a number"),
+        (changed(covers="Mass"), "covers is not a list"),
+        (changed(wire="fp8"), "does not hold 'fp8' values"),
+        (changed(wire="fp32"), "a 1-d int16 array does not hold 'fp32' values"),
+        (Parcel({}, pack_update(make_update(), "bf16").config, {}), "delta is missing"),
+    ],
+)
+def test_a_malformed_update_is_rejected_by_name(parcel: Parcel, detail: str) -> None:
+    with pytest.raises(UpdateRejectedError) as caught:
+        unpack_update(parcel)
+    assert caught.value.site == "ward"
+    assert caught.value.code == "schema"
+    assert detail in caught.value.detail
+
+
+def test_a_base_travels_in_full_precision() -> None:
+    base = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
+    broadcast = Broadcast("{}", 2, "sha", DELTA, base)
+    back = unpack_broadcast(pack_broadcast(broadcast, "bf16"))
+    assert back.base is not None
+    assert (back.base == base).all()
+    assert (back.plan_json, back.round, back.base_sha256) == ("{}", 2, "sha")
+    assert unpack_broadcast(pack_broadcast(replace(broadcast, base=None), "bf16")).base is None
