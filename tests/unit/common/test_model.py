@@ -208,7 +208,7 @@ def test_imagenet_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
         raise urllib.error.URLError("no route")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(InputError, match="could not be downloaded .* give their path"):
+    with pytest.raises(InputError, match=r"could not be downloaded .* give their path"):
         load_pretrained(build_encoder("resnet18"), "resnet18", "imagenet")
     with pytest.raises(InputError, match="none, or a local file, for tiny"):
         load_pretrained(build_encoder("tiny"), "tiny", "imagenet")

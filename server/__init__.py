@@ -1,0 +1,1 @@
+"""The coordinator: firewall, rounds, strategy, report. Imports only `common`."""

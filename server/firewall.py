@@ -1,0 +1,96 @@
+"""What may enter: the server trusts no site.
+
+Flower averages a NaN or a broadcastable wrong shape without a word, and accepts a negative
+weight. So every update is checked here before any arithmetic sees it, and a refused one is
+named: site, reason, number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import UpdateRejectedError
+from common.findings import FINDINGS
+from common.parameters import LUNGS, Flat, Layout
+from common.update import SCHEMA, Update
+
+NORM_FACTOR = 10.0  # times the round's median norm, when the plan sets no limit
+NORM_QUORUM = 3  # a median of fewer norms can't tell who is the outlier
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an update of this round has to match."""
+
+    plan_sha256: str
+    round: int
+    layout: Layout
+
+
+def check_update(update: Update, expected: Expected) -> None:
+    """Raise UpdateRejectedError for the first thing wrong with one update.
+
+    update.delta: (P,) float32. Codes: schema, stale-plan, stale-round, layout, not-finite,
+    weight, coverage. The norm is judged later, against the other sites (`screen_norms`).
+    """
+    site, delta, layout = update.site, update.delta, expected.layout
+    if update.schema != SCHEMA:
+        raise UpdateRejectedError(site, "schema", f"version {update.schema}, not {SCHEMA}")
+    if delta.dtype != np.float32 or delta.ndim != 1:
+        raise UpdateRejectedError(site, "schema", f"delta is {delta.ndim}-d {delta.dtype}")
+    if update.plan_sha256 != expected.plan_sha256:
+        raise UpdateRejectedError(site, "stale-plan", f"plan {update.plan_sha256[:12]}")
+    if update.round != expected.round:
+        detail = f"round {update.round}, not {expected.round}"
+        raise UpdateRejectedError(site, "stale-round", detail)
+    if delta.shape != (layout.size,):
+        detail = f"{delta.size} parameters, not {layout.size}"
+        raise UpdateRejectedError(site, "layout", detail)
+    if update.layout_sha256 != layout.sha256:
+        detail = f"layout {update.layout_sha256[:12]}, not {layout.sha256[:12]}"
+        raise UpdateRejectedError(site, "layout", detail)
+    _check_numbers(update)
+    unknown = [name for name in update.covers if name not in FINDINGS and name != LUNGS]
+    if unknown:
+        raise UpdateRejectedError(site, "coverage", f"unknown finding {unknown[0]!r}")
+
+
+def _check_numbers(update: Update) -> None:
+    strange = int(update.delta.size - np.count_nonzero(np.isfinite(update.delta)))
+    if strange:
+        detail = f"{strange} of {update.delta.size} parameters are NaN or infinite"
+        raise UpdateRejectedError(update.site, "not-finite", detail)
+    for name, value in {**update.metrics, "seconds": update.seconds}.items():
+        if not np.isfinite(value):
+            raise UpdateRejectedError(update.site, "not-finite", f"metric {name} is {value}")
+    if not (np.isfinite(update.weight) and update.weight > 0):
+        raise UpdateRejectedError(update.site, "weight", f"weight {update.weight}")
+
+
+def update_norm(delta: Flat) -> float:
+    """L2 norm of a (P,) float32 delta, summed in float64 so that a huge one can't overflow."""
+    return float(np.sqrt(np.sum(np.square(delta, dtype=np.float64))))
+
+
+def screen_norms(
+    updates: Sequence[Update], limit: float | None
+) -> tuple[list[Update], list[UpdateRejectedError]]:
+    """Split checked updates into accepted ones and norm outliers (code "norm").
+
+    limit: the plan's largest L2 norm, always applied. None: 10 x the median norm of the
+    round, judged only among three or more updates.
+    """
+    norms = [update_norm(update.delta) for update in updates]
+    if limit is None:
+        limit = NORM_FACTOR * float(np.median(norms)) if len(norms) >= NORM_QUORUM else 0.0
+        if limit == 0.0:  # too few to judge, or most sites did not move at all
+            return list(updates), []
+    accepted, rejected = [], []
+    for update, norm in zip(updates, norms, strict=True):
+        if norm <= limit:
+            accepted.append(update)
+        else:
+            detail = f"L2 norm {norm:.4g} above {limit:.4g}"
+            rejected.append(UpdateRejectedError(update.site, "norm", detail))
+    return accepted, rejected

@@ -1,0 +1,111 @@
+"""What is written down about a round, and the score by which encoders are compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common.errors import UpdateRejectedError
+from common.update import Update
+from server.firewall import update_norm
+from server.run_folder import Best
+
+SCORES = ("val_macro_auroc", "val_dice")  # what chooses the best encoder, in this order
+
+
+@dataclass(eq=False)
+class Answers:
+    """What came of asking all sites one thing. Keys are site names."""
+
+    updates: list[Update] = field(default_factory=list)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    rejected: list[UpdateRejectedError] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """The part of a line in rounds.jsonl that says what did not go well, and the bytes."""
+        return {
+            "rejected": [
+                {"site": r.site, "code": r.code, "detail": r.detail}
+                for r in sorted(self.rejected, key=lambda error: error.site)
+            ],
+            "failed": [{"site": site, "code": code} for site, code in sorted(self.failed.items())],
+            "missing": self.missing,
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
+        }
+
+    def troubles(self, timeout: float) -> str:
+        """Every site that gave nothing useful, by name and reason, in one line."""
+        parts = [
+            f"{site}: {code} (error at the site)" for site, code in sorted(self.failed.items())
+        ]
+        parts += [f"{r.site}: {r.code} ({r.detail})" for r in self.rejected]
+        parts += [f"{site}: no answer within {timeout:g} s" for site in self.missing]
+        return "; ".join(parts) or "no site answered"
+
+
+def round_record(
+    number: int, good: Sequence[Update], answers: Answers, seconds: float
+) -> dict[str, Any]:
+    """A line of rounds.jsonl."""
+    sites = {
+        update.site: {
+            "seconds": update.seconds,
+            "weight": update.weight,
+            "norm": update_norm(update.delta),
+            "covers": list(update.covers),
+            "metrics": update.metrics,
+        }
+        for update in sorted(good, key=lambda update: update.site)
+    }
+    score = mean_score(good)
+    return {
+        "round": number,
+        "status": "done",
+        "seconds": seconds,
+        "sites": sites,
+        "score": None if score is None else {"metric": score[0], "mean": score[1]},
+        **answers.record(),
+    }
+
+
+def mean_score(updates: Sequence[Update]) -> tuple[str, float] | None:
+    """The round's validation score: its metric, and the plain mean over the sites that have it.
+
+    It speaks of the models that the sites trained in this round, just before averaging.
+    """
+    for metric in SCORES:
+        values = [update.metrics[metric] for update in updates if metric in update.metrics]
+        if values:
+            return metric, float(np.mean(sorted(values)))
+    return None
+
+
+def better(best: Best | None, number: int, updates: Sequence[Update]) -> Best | None:
+    """The better of the best round so far and this one; a tie keeps the earlier."""
+    score = mean_score(updates)
+    if score is None or (
+        best is not None
+        and SCORES.index(best.metric) <= SCORES.index(score[0])
+        and not (best.metric == score[0] and score[1] > best.score)
+    ):
+        return best
+    return Best(number, *score)
+
+
+def progress_line(record: Mapping[str, Any], rounds: int) -> str:
+    """The line that a person reads after each round."""
+    score = record["score"]
+    shown = "" if score is None else f", mean {score['metric']} {score['mean']:.4f}"
+    megabytes = (record["bytes_down"] + record["bytes_up"]) / 1e6
+    return (
+        f"round {record['round']}/{rounds}: {record['seconds']:.1f} s, "
+        f"{len(record['sites'])} sites ok, {len(record['rejected'])} rejected, "
+        f"{len(record['failed'])} failed, {len(record['missing'])} missing{shown}, "
+        f"{megabytes:.1f} MB"
+    )

@@ -1,0 +1,1 @@
+"""Hospitals simulated on one machine. May import everything; nothing imports it."""

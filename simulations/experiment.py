@@ -1,0 +1,174 @@
+"""One experiment from start to report: prepare, federate, train the baselines, compare.
+
+Every step leaves its result in the run folder and is skipped when it is already there, so
+`--resume` goes on after a crash of any step.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from common.checkpoint import read_json, write_bytes, write_json
+from common.errors import ConsiliumError, InputError, Problem
+from common.plan import Plan, load_plan
+from server.report import write_report
+from simulations.baselines import train_baselines, write_baselines
+from simulations.prepare import Prepared, load_prepared, prepare
+from simulations.results import summarise
+from simulations.runtime import run_simulation
+
+PLAN_FILE, REQUEST_FILE = "experiment.yaml", "request.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `consilium-sim run` was asked. data None: make a phantom archive."""
+
+    data: Path | None
+    masks: Path | None
+    skip_bad: bool = False
+
+
+def open_run(plan: Plan, run: Path, request: Request) -> None:
+    """Make a new run folder. Raises InputError when there is something in it already."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(
+            Problem(
+                str(run),
+                "",
+                "a folder with files in it",
+                "a new or empty folder",
+                "Choose another --out, or go on with --resume.",
+            )
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False)
+    write_bytes(run / PLAN_FILE, text.encode())
+    paths = {"data": request.data, "masks": request.masks}
+    asked = {key: None if path is None else str(path.absolute()) for key, path in paths.items()}
+    write_json(run / REQUEST_FILE, asked | {"skip_bad": request.skip_bad})
+
+
+def resume_run(run: Path) -> Plan:
+    """The plan of an interrupted run. Raises InputError when the folder is no run."""
+    if not (run / PLAN_FILE).is_file():
+        raise InputError(
+            Problem(str(run), "", "no run", "a folder of `consilium-sim run`", "Check the path.")
+        )
+    return load_plan(run / PLAN_FILE)
+
+
+def load_request(run: Path) -> Request:
+    """What an interrupted run was asked, so that `--resume` needs no other argument."""
+    asked = read_json(run / REQUEST_FILE)
+    data, masks = (None if asked[key] is None else Path(asked[key]) for key in ("data", "masks"))
+    return Request(data, masks, asked["skip_bad"])
+
+
+def run_experiment(plan: Plan, run: Path, request: Request, console: Console) -> dict[str, Any]:
+    """Do all that is left to do in the run folder; return the summary that it also writes.
+
+    Raises ConsiliumError of the step that failed, after writing a report that says so.
+    """
+    started = time.monotonic()
+    prepared = load_prepared(run)
+    if prepared is None:
+        prepared = prepare(plan, run, request.data, request.masks, request.skip_bad, console)
+    summary: dict[str, Any] = {"plan": plan.model_dump(mode="json"), "plan_sha256": plan.sha256}
+    try:
+        _federate(plan, prepared, console)
+        _train_baselines(plan, prepared, console)
+        console.print("testing on what no hospital has seen")
+        summary |= summarise(plan, prepared)
+        summary |= {"status": "completed"}
+    except ConsiliumError as error:
+        summary |= {"status": "failed", "reason": str(error)}
+        raise
+    finally:
+        summary |= _course(run, time.monotonic() - started)
+        _write(summary, run)
+    return summary
+
+
+def _federate(plan: Plan, prepared: Prepared, console: Console) -> None:
+    state = prepared.run / "state.json"
+    if state.exists() and read_json(state)["status"] == "completed":
+        return
+    run_simulation(plan, prepared.run, prepared.sites_folder, len(prepared.sites), console)
+
+
+def _train_baselines(plan: Plan, prepared: Prepared, console: Console) -> None:
+    folders = write_baselines(prepared, plan)
+    if not folders:
+        return
+    started = time.monotonic()
+    console.print(f"baselines: {len(folders)} models, the same rounds and steps, nobody averaged")
+    train_baselines(plan, folders, lambda name: console.print(f"  {name} done"))
+    console.print(f"  baselines took {time.monotonic() - started:.0f} s")
+
+
+def _course(run: Path, seconds: float) -> dict[str, Any]:
+    """What the federation's own records say: rounds, bytes, the encoder's hash."""
+    rounds = read_rounds_file(run)
+    state = read_json(run / "state.json") if (run / "state.json").exists() else {}
+    traffic = [line["bytes_up"] + line["bytes_down"] for line in rounds]
+    return {
+        "rounds": state.get("round", 0),
+        "seconds": round(seconds, 1),
+        "bytes_per_round": round(sum(traffic) / len(traffic)) if traffic else None,
+        "encoder_sha256": state.get("encoder_sha256"),
+    }
+
+
+def read_rounds_file(run: Path) -> list[dict[str, Any]]:
+    """The lines of the run's rounds.jsonl; none before the first round."""
+    file = run / "rounds.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _write(summary: dict[str, Any], run: Path) -> None:
+    write_json(run / "summary.json", summary)
+    write_report(summary, read_rounds_file(run), run)
+
+
+def print_result(summary: dict[str, Any], run: Path, console: Console) -> None:
+    """Print who is how good on the same tests, and where the report lies."""
+    table = Table(title="on the test patients, whom no hospital has")
+    for heading in ("model", "macro AUROC", "95 % interval", "lung Dice"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    lungs = summary["lungs_alone"]
+    for name, scores in summary["local_only"].items():
+        table.add_row(f"{name}, alone", *_cells(scores), _number(lungs[name]["dice"]))
+    if summary["local_mean"] is not None:
+        table.add_row("mean of the hospitals alone", *_cells(summary["local_mean"]), "-")
+    council = summary["federated"]["council"]
+    dice = _number(summary["lungs"]["dice"])
+    table.add_row("[bold]federation (council)[/bold]", *_cells(council), dice)
+    if summary["pooled"] is not None:
+        dice = _number(lungs["pooled"]["dice"])
+        table.add_row("all data pooled", *_cells(summary["pooled"]), dice)
+    console.print(table)
+    gain = summary["comparisons"]["council_vs_local_mean"]
+    if gain is not None and gain["value"] is not None:
+        console.print(
+            f"federation minus the hospitals alone: {gain['value']:+.3f} macro AUROC "
+            f"(95 % interval {_number(gain['low'])} to {_number(gain['high'])})"
+        )
+    console.print(f"report: {run / 'report.html'}")
+
+
+def _cells(scores: dict[str, Any]) -> tuple[str, str]:
+    interval = f"{_number(scores['macro_low'])} to {_number(scores['macro_high'])}"
+    return _number(scores["macro_auroc"]), interval if scores["macro_low"] is not None else "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,171 @@
+"""`consilium-sim` as a user types it: results, messages, exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from common.checkpoint import read_json
+from common.findings import FINDINGS
+from simulations import cli
+from tests.conftest import ArchiveFactory
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PLAN = """
+name: small
+seed: 2
+model: {backbone: tiny, image_size: 32, decoder_width: 8}
+training: {local_epochs: 1.0, batch_size: 8, head_epochs: 2}
+federation: {rounds: 2, min_sites: 2, round_timeout: 120}
+evaluation: {bootstrap: 20}
+simulation: {sites: 2, phantom_images: 120, partition: {scheme: hospitals}}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(PLAN)
+    return file
+
+
+def typed(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run the real program in a process of its own."""
+    code = "from simulations.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+
+
+def called(*words: object) -> str:
+    """Run the program in this process; return what it printed."""
+    result = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_run_from_nothing_to_a_report(plan: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    printed = called("run", plan, "--out", run)
+    assert "federation (council)" in printed
+    assert "report.html" in printed
+    summary = read_json(run / "summary.json")
+    assert summary["status"] == "completed"
+    assert summary["rounds"] == 2
+    assert set(summary["sites"]) == set(summary["local_only"])
+    assert len(summary["cross_site"]) == len(summary["sites"])
+    council = summary["federated"]["council"]
+    assert set(council["auroc"]) == set(FINDINGS)
+    assert set(council["auroc"]["Mass"]) == {"value", "low", "high", "positives"}
+    assert 0 <= council["macro_auroc"] <= 1
+    assert summary["lungs"]["dice"] >= summary["lungs"]["iou"]
+    assert summary["pooled"] is not None
+    assert summary["encoder_sha256"] == read_json(run / "state.json")["encoder_sha256"]
+    assert summary["bytes_per_round"] > 0
+    page = (run / "report.html").read_text()
+    assert "Hernia" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+    # A finished run that is resumed trains nothing again and says the same.
+    before = (run / "rounds.jsonl").read_text()
+    again = json.loads(called("run", "--resume", run, "--json"))
+    assert (run / "rounds.jsonl").read_text() == before
+    assert again["federated"] == summary["federated"]
+    assert json.loads(called("report", run, "--json"))["rounds"] == 2
+    (run / "report.html").unlink()
+    assert "report.html" in called("report", run)
+    assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_phantom_and_partition(plan: Path, tmp_path: Path) -> None:
+    archive, sheet = tmp_path / "archive", tmp_path / "sheet.png"
+    words = ("--images", 80, "--size", 32, "--hospitals", 2, "--sheet", sheet)
+    assert "80 images in" in called("phantom", archive, *words)
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert "2 hospitals, scheme hospitals" in called("partition", plan, "--data", archive)
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (PLAN + "rounds: 3\n", ["key 'rounds': found an unknown key"]),
+        (
+            PLAN.replace("rounds: 2", "rounds: 0").replace("seed: 2", "seed: two") + "x: 1\n",
+            ["key 'federation.rounds': found 0", "key 'seed': found \"two\"", "key 'x'"],
+        ),
+    ],
+)
+def test_mistakes_in_a_plan_end_with_2(tmp_path: Path, text: str, messages: list[str]) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    result = typed("run", tmp_path / "plan.yaml", "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert all(message in result.stderr for message in messages)
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_truncated_image_is_named_and_can_be_left_out(
+    plan: Path, tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    archive = nih_archive(patients=12)
+    victim = next(archive.rglob("00000003_000.png"))
+    victim.write_bytes(victim.read_bytes()[:200])
+    result = typed("run", plan, "--data", archive, "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert "00000003_000.png" in result.stderr
+    assert "--skip-bad" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_finding_is_named_with_its_row(
+    plan: Path, tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    archive = nih_archive(patients=12)
+    table = archive / "Data_Entry_2017_v2020.csv"
+    lines = table.read_text().splitlines()
+    lines[4] = lines[4].replace(lines[4].split(",")[1], "Influenza", 1)
+    table.write_text("\n".join(lines) + "\n")
+    result = typed("run", plan, "--data", archive, "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert "Influenza" in result.stderr
+    assert "5" in result.stderr
+
+
+def test_folders_that_are_taken_or_no_run(plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    result = typed("run", plan, "--out", tmp_path / "full")
+    assert (result.returncode, "a new or empty folder" in result.stderr) == (2, True)
+    result = typed("run", "--resume", tmp_path / "full")
+    assert (result.returncode, "found no run" in result.stderr) == (2, True)
+    result = typed("run")
+    assert (result.returncode, "PLAN: found nothing" in result.stderr) == (2, True)
+    result = typed("run", plan, "--sites", 0)
+    assert (result.returncode, "simulation.sites" in result.stderr) == (2, True)
+
+
+def test_more_sites_than_the_archive_has_hospitals(plan: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    called("phantom", archive, "--images", 60, "--size", 32, "--hospitals", 2)
+    result = typed("partition", plan, "--data", archive, "--sites", 3)
+    assert result.returncode == 2
+    assert "hospitals" in result.stderr
+
+
+def test_a_run_that_fails_says_so_and_can_be_resumed(plan: Path, tmp_path: Path) -> None:
+    """Fewer sites than the plan's minimum: exit code 4, a report, and no half-finished claim."""
+    plan.write_text(PLAN.replace("min_sites: 2", "min_sites: 5"))
+    run = tmp_path / "run"
+    result = typed("run", plan, "--out", run)
+    assert result.returncode == 4
+    assert "Traceback" not in result.stderr
+    summary = read_json(run / "summary.json")
+    assert summary["status"] == "failed"
+    assert "5" in summary["reason"]
+    assert (run / "report.html").exists()
+    shutil.rmtree(run)

@@ -1,0 +1,80 @@
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from client.guard import check_leaving, check_metrics
+from common.errors import RefusedError
+from common.parameters import Layout
+from common.plan import Plan
+from common.update import SCHEMA, Update
+
+PLAN = Plan(name="p")
+LAYOUT = Layout(("encoder.a",), ((4,),))
+GOOD = Update(
+    schema=SCHEMA,
+    plan_sha256=PLAN.sha256,
+    round=2,
+    site="ward",
+    layout_sha256=LAYOUT.sha256,
+    delta=np.zeros(4, np.float32),
+    weight=3.0,
+    covers=("Effusion", "lungs"),
+    metrics={"val_macro_auroc": 0.7, "train_loss": 0.1, "val_auroc_Pleural_Thickening": 0.5},
+    seconds=1.0,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Talkative(Update):
+    patients: tuple[str, ...] = ("Doe",)
+
+
+def leave(update: Update) -> None:
+    check_leaving(update, PLAN, 2, "ward", LAYOUT)
+
+
+def test_good_update_may_leave() -> None:
+    leave(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"plan_sha256": "x"}, "another plan, round or site"),
+        ({"round": 1}, "another plan, round or site"),
+        ({"site": "icu"}, "another plan, round or site"),
+        ({"layout_sha256": "x"}, "another layout"),
+        ({"delta": np.zeros(5, np.float32)}, "another layout"),
+        ({"delta": np.zeros(4)}, "not finite float32"),
+        ({"delta": np.array([0, 0, 0, np.nan], np.float32)}, "not finite float32"),
+        ({"delta": np.array([0, 0, 0, np.inf], np.float32)}, "not finite float32"),
+        ({"weight": 0.0}, "weight 0.0"),
+        ({"weight": float("inf")}, "weight inf"),
+        ({"seconds": float("nan")}, "training time"),
+        ({"covers": ("Jane Doe",)}, "no finding"),
+        ({"metrics": {"patient_1": 1.0}}, "metric 'patient_1' may not leave"),
+        ({"metrics": {"val_ /home/x": 1.0}}, "may not leave"),
+        ({"metrics": {"val_dice": float("nan")}}, "not a finite number"),
+        ({"metrics": {"val_dice": "Jane Doe"}}, "not a finite number"),
+    ],
+)
+def test_bad_update_may_not_leave(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(RefusedError, match=reason):
+        leave(replace(GOOD, **change))
+
+
+def test_another_kind_of_update_may_not_leave() -> None:
+    with pytest.raises(RefusedError, match="a Talkative may not leave"):
+        leave(Talkative(**vars(GOOD)))
+
+
+def test_smuggled_field_may_not_leave() -> None:
+    update = replace(GOOD)
+    vars(update)["patients"] = ["Doe"]
+    with pytest.raises(RefusedError, match="field 'patients' may not leave"):
+        leave(update)
+
+
+def test_no_metrics_are_fine() -> None:
+    check_metrics({})

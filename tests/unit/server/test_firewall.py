@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.errors import UpdateRejectedError
+from common.parameters import Layout
+from common.update import SCHEMA, Update
+from server.firewall import Expected, check_update, screen_norms, update_norm
+
+LAYOUT = Layout(("encoder.a", "encoder.b"), ((2,), (1, 3)))
+EXPECTED = Expected("plan", 3, LAYOUT)
+GOOD = Update(
+    schema=SCHEMA,
+    plan_sha256="plan",
+    round=3,
+    site="ward",
+    layout_sha256=LAYOUT.sha256,
+    delta=np.arange(5, dtype=np.float32),
+    weight=2.0,
+    covers=("Effusion", "lungs"),
+    metrics={"val_dice": 0.5},
+    seconds=1.0,
+)
+NAN, INF = float("nan"), float("inf")
+
+
+def with_values(*values: float) -> dict[str, object]:
+    return {"delta": np.array(values, dtype=np.float32)}
+
+
+def test_good_update_passes() -> None:
+    check_update(GOOD, EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "detail"),
+    [
+        ({"schema": 2}, "schema", "version 2, not 1"),
+        ({"delta": np.zeros(5)}, "schema", "delta is 1-d float64"),
+        ({"delta": np.zeros((1, 5), np.float32)}, "schema", "delta is 2-d float32"),
+        ({"plan_sha256": "another"}, "stale-plan", "plan another"),
+        ({"round": 2}, "stale-round", "round 2, not 3"),
+        ({"layout_sha256": "x" * 64}, "layout", "layout xxxxxxxxxxxx, not"),
+        # Flower would broadcast one number over all parameters without a word.
+        (with_values(1), "layout", "1 parameters, not 5"),
+        (with_values(1, NAN, 1, INF, 1), "not-finite", "2 of 5 parameters"),
+        ({"metrics": {"val_dice": NAN}}, "not-finite", "metric val_dice is nan"),
+        ({"seconds": INF}, "not-finite", "metric seconds is inf"),
+        ({"weight": 0.0}, "weight", "weight 0.0"),
+        ({"weight": -1.0}, "weight", "weight -1.0"),
+        ({"weight": NAN}, "weight", "weight nan"),
+        ({"weight": INF}, "weight", "weight inf"),
+        ({"covers": ("Effusion", "Measles")}, "coverage", "unknown finding 'Measles'"),
+    ],
+)
+def test_bad_update_is_rejected_with_site_code_and_number(
+    change: dict[str, object], code: str, detail: str
+) -> None:
+    with pytest.raises(UpdateRejectedError) as caught:
+        check_update(replace(GOOD, **change), EXPECTED)
+    error = caught.value
+    assert (error.site, error.code) == ("ward", code)
+    assert detail in error.detail
+    assert str(error) == f"update of site 'ward' rejected: {code}: {error.detail}"
+
+
+def updates(*norms: float) -> list[Update]:
+    return [
+        replace(GOOD, site=f"s{number}", delta=np.array([norm, 0, 0, 0, 0], np.float32))
+        for number, norm in enumerate(norms)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("norms", "limit", "rejected"),
+    [
+        ((1, 1, 10.0), None, []),  # exactly ten times the median
+        ((1, 1, 10.1), None, ["s2"]),
+        ((1, 50, 1, 60, 1), None, ["s1", "s3"]),
+        ((1, 1000), None, []),  # two can't outvote each other
+        ((0, 0, 5), None, []),  # most did not move: no scale to judge by
+        ((1, 3), 2.0, ["s1"]),
+        ((3,), 2.0, ["s0"]),
+        ((), None, []),
+    ],
+)
+def test_norm_outliers(norms: tuple[float, ...], limit: float | None, rejected: list[str]) -> None:
+    accepted, out = screen_norms(updates(*norms), limit)
+    assert [error.site for error in out] == rejected
+    assert len(accepted) + len(out) == len(norms)
+    assert all(error.code == "norm" and "L2 norm" in error.detail for error in out)
+
+
+def test_norm_of_a_huge_update_does_not_overflow() -> None:
+    assert update_norm(np.full(4, 1e30, np.float32)) == pytest.approx(2e30, rel=1e-6)

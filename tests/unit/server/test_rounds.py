@@ -1,0 +1,407 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client import answer
+from common.checkpoint import array_sha256, read_json, write_json
+from common.errors import InputError, NotEnoughSitesError, RoundFailedError
+from common.wire import Parcel
+from server import run_folder
+from server.roster import clean_code
+from server.run_folder import RunFolder, begun, read_encoder
+from tests.unit.server.federation_world import World, make_plan, start, target, weight
+
+NAMES = ("ward", "icu", "rural")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch, NAMES)
+
+
+def lines(world: World) -> list[dict]:
+    text = (world.run_path / "rounds.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def with_delta(change):
+    """A fault that changes the delta of every update, past the site's own guard."""
+
+    def fault(action: str, parcel: Parcel) -> Parcel:
+        if "delta" not in parcel.arrays:
+            return parcel
+        return replace(parcel, arrays={"delta": change(parcel.arrays["delta"])})
+
+    return fault
+
+
+def with_config(**values):
+    def fault(action: str, parcel: Parcel) -> Parcel:
+        return replace(parcel, config=parcel.config | values) if action == "train" else parcel
+
+    return fault
+
+
+def test_three_rounds_are_the_weighted_mean_of_the_sites(world: World) -> None:
+    folder = world.run(make_plan(wire="fp32"))
+    layout, shared = start("local")
+    total = sum(weight(name) for name in NAMES)
+    for number in (1, 2, 3):  # McMahan et al., arXiv 1602.05629, algorithm 1
+        steps = [
+            weight(name)
+            / total
+            * (0.1 * (target(name, layout.size) - shared) + 0.01 * (number - 1))
+            for name in NAMES
+        ]
+        shared = shared + sum(steps)
+    np.testing.assert_allclose(folder.state.shared, shared, atol=2e-6)
+    latest = read_encoder(world.run_path / "encoder-latest.safetensors", layout)
+    assert array_sha256(latest) == read_json(world.run_path / "state.json")["encoder_sha256"]
+
+
+def test_the_run_folder_tells_the_whole_story(world: World) -> None:
+    world.run(make_plan())
+    state = read_json(world.run_path / "state.json")
+    assert (state["status"], state["exit_code"], state["round"]) == ("completed", 0, 3)
+    assert state["finish"]["sites"]["icu"] == {"val_macro_auroc": 0.9}
+    records = lines(world)
+    assert [record["round"] for record in records] == [1, 2, 3]
+    assert list(records[0]["sites"]) == ["icu", "rural", "ward"]
+    assert records[1]["score"] == {"metric": "val_macro_auroc", "mean": pytest.approx(0.8)}
+    assert records[-1]["encoder_sha256"] == state["encoder_sha256"]
+    assert "site ward arrived" in world.lines
+    assert any(line.startswith("round 2/3: ") and "3 sites ok" in line for line in world.lines)
+    assert "mean val_macro_auroc 0.8000" in "\n".join(world.lines)
+    assert make_plan() == run_folder.Plan.model_validate_json(
+        json.dumps(run_folder.yaml.safe_load((world.run_path / "plan.yaml").read_text()))
+    )
+
+
+def test_best_encoder_is_the_best_scored_round_and_is_what_finish_sends(world: World) -> None:
+    plan = make_plan(encoder="best", wire="fp32")
+    world.run(plan)
+    assert read_json(world.run_path / "state.json")["best"]["round"] == 2
+    layout, _ = start("local")
+    best = read_encoder(world.run_path / "encoder-best.safetensors", layout)
+    assert array_sha256(best) == lines(world)[1]["encoder_sha256"]
+    [sent] = answer.open_once(world.transport.folders[11]).finished
+    np.testing.assert_allclose(sent, best, atol=1e-6)
+    assert len(list((world.run_path / "checkpoints").iterdir())) == 2
+
+
+def test_bytes_per_parameter_and_direction(world: World) -> None:
+    world.run(make_plan())
+    layout, _ = start("local")
+    record = lines(world)[1]  # round 1 also carries the base
+    assert record["bytes_up"] / 3 / layout.size <= 2.02
+    assert record["bytes_down"] / 3 / layout.size <= 2.02
+    assert lines(world)[0]["bytes_down"] == 3 * layout.size * (2 + 4)
+
+
+def test_killed_at_any_write_and_resumed_ends_with_the_same_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(rounds=2, strategy={"name": "fedadam"})  # has moments to lose
+    whole = World(tmp_path / "whole", monkeypatch, NAMES)
+    expected = array_sha256(whole.run(plan).state.shared)
+    written = [0]
+    real = {name: getattr(run_folder, name) for name in ("write_arrays", "write_json")}
+
+    class Killed(BaseException):
+        """Nothing in the server may catch this, as nothing catches SIGKILL."""
+
+    def kill_at(doomed: int) -> None:
+        written[0] = 0
+
+        def counting(name):
+            def write(*arguments):
+                if written[0] == doomed:
+                    raise Killed
+                written[0] += 1
+                real[name](*arguments)
+
+            return write
+
+        for name in real:
+            monkeypatch.setattr(run_folder, name, counting(name))
+
+    died = 0
+    for doomed in range(40):
+        world = World(tmp_path / f"killed-{doomed}", monkeypatch, NAMES)
+        kill_at(doomed)
+        try:
+            world.run(plan)
+        except Killed:
+            died += 1
+        else:
+            break
+        kill_at(-1)
+        folder = world.run(plan)
+        assert array_sha256(folder.state.shared) == expected
+        assert [record["round"] for record in lines(world)] == [1, 2]
+        assert read_json(world.run_path / "state.json")["status"] == "completed"
+    assert died >= 10
+
+
+def test_a_torn_line_of_an_unfinished_round_is_dropped(world: World) -> None:
+    plan = make_plan(rounds=1)
+    world.run(plan)
+    with (world.run_path / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 2, "status": "fai')
+    world.run(plan)
+    assert [record["round"] for record in lines(world)] == [1]
+    assert "resumed after round 1/1" in world.lines
+
+
+def test_site_that_lost_its_base_is_sent_it_in_the_same_round(world: World) -> None:
+    ward = world.transport.folders[11]
+
+    def lose(action: str, parcel: Parcel) -> Parcel:
+        if action == "train":
+            for file in (ward / "state").glob("base-*"):
+                file.unlink()
+        return parcel
+
+    world.transport.faults["ward"] = lose
+    world.run(make_plan(rounds=2))
+    to_ward = [arrays for action, node, arrays in world.transport.sent if node == 11]
+    assert to_ward[1:4] == [("delta", "base"), ("delta",), ("delta", "base")]
+    assert all(not record["failed"] and not record["missing"] for record in lines(world))
+
+
+def test_base_is_not_sent_to_a_site_that_says_it_holds_it(world: World) -> None:
+    plan = make_plan(rounds=1)
+    world.run(plan)
+    world.transport.sent.clear()
+    world.run(plan)  # resumed: only the finish is left
+    assert {arrays for action, _, arrays in world.transport.sent if action != "query.hello"} == {
+        ("delta",)
+    }
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "detail"),
+    [
+        (with_delta(lambda d: np.full_like(d, 0x7FC0)), "not-finite", "NaN"),
+        (with_delta(lambda d: d[:-1]), "layout", "parameters, not"),
+        (with_delta(lambda d: d.astype(np.int32)), "schema", "does not hold 'bf16' values"),
+        (with_delta(lambda d: np.full_like(d, 0x4900)), "norm", "above"),
+        (with_config(layout="0" * 64), "layout", "layout 000000000000"),
+        (with_config(plan="0" * 64), "stale-plan", "plan 000000000000"),
+        (with_config(round=7), "stale-round", "round 7, not 1"),
+        (with_config(schema=99), "schema", "version 99"),
+        (with_config(schema="x"), "schema", "not a number"),
+        (with_config(covers="all"), "schema", "not a list"),
+        (with_config(covers=["Broken Heart"]), "coverage", "Broken Heart"),
+        (with_config(weight=-1.0), "weight", "-1"),
+        (with_config(seconds=float("nan")), "not-finite", "seconds"),
+        (with_config(site="icu"), "schema", "in the name of 'icu'"),
+    ],
+)
+def test_bad_update_is_rejected_by_name_and_the_round_goes_on(
+    world: World, fault, code: str, detail: str
+) -> None:
+    world.transport.faults["ward"] = fault
+    world.run(make_plan(rounds=1))
+    [record] = lines(world)
+    [rejected] = record["rejected"]
+    assert (rejected["site"], rejected["code"]) == ("ward", code)
+    assert detail in rejected["detail"]
+    assert list(record["sites"]) == ["icu", "rural"]
+
+
+def test_two_nodes_with_one_site_folder_count_once(world: World) -> None:
+    world.transport.folders[14] = world.transport.folders[11]
+    world.run(make_plan(rounds=1))
+    [record] = lines(world)
+    assert len(record["sites"]) == 3
+    assert [(r["site"][:5], r["code"]) for r in record["rejected"]] in (
+        [("node-", "schema")],
+        [("ward", "schema")],
+    )
+
+
+def test_silent_site_is_missing_by_name(world: World) -> None:
+    world.transport.faults["rural"] = lambda action, parcel: None if action == "train" else parcel
+    world.run(make_plan(rounds=1))
+    [record] = lines(world)
+    assert record["missing"] == ["rural"]
+    assert any("1 missing" in line for line in world.lines)
+
+
+def test_site_that_left_is_missing_by_name(world: World) -> None:
+    def leave(action: str, parcel: Parcel) -> Parcel:
+        if action == "train":
+            world.transport.folders.pop(13, None)
+        return parcel
+
+    world.transport.faults["rural"] = leave
+    world.run(make_plan(rounds=2))
+    assert [record["missing"] for record in lines(world)] == [[], ["rural"]]
+
+
+def test_all_sites_failing_fails_the_run_and_names_each(world: World) -> None:
+    for folder in world.transport.folders.values():
+        (folder / "broken").touch()
+    with pytest.raises(RoundFailedError) as caught:
+        world.run(make_plan())
+    message = str(caught.value)
+    assert "round 1 failed: 0 good answers, the plan needs 2" in message
+    for name in NAMES:
+        assert f"{name}: internal (error at the site)" in message
+    assert "/data/patients" not in message + "\n".join(world.lines)
+    log = (world.transport.folders[11] / "reports" / "site.log").read_text()
+    assert "secret text with a path /data/patients" in log
+    [record] = lines(world)
+    assert (record["status"], len(record["failed"])) == ("failed", 3)
+
+
+def test_failed_round_is_done_again_on_resume(world: World) -> None:
+    expected = World(world.run_path / "x", pytest.MonkeyPatch(), NAMES)
+    plan = make_plan()
+    hash_of = {}
+    for name, one in (("whole", expected), ("mended", world)):
+        if name == "mended":
+            (one.transport.folders[11] / "broken").touch()
+            (one.transport.folders[12] / "broken").touch()
+            with pytest.raises(RoundFailedError, match="1 good answers"):
+                one.run(plan)
+            (one.transport.folders[11] / "broken").unlink()
+            (one.transport.folders[12] / "broken").unlink()
+        hash_of[name] = array_sha256(one.run(plan).state.shared)
+    assert hash_of["whole"] == hash_of["mended"]
+    assert [record["status"] for record in lines(world)] == ["done"] * 3
+
+
+def test_failing_finish_fails_the_run(world: World) -> None:
+    def refuse(action: str, parcel: Parcel) -> Parcel:
+        return Parcel({}, {"site": "x", "error": "No Path /x"}, {}) if "fin" in action else parcel
+
+    world.transport.faults = dict.fromkeys(NAMES, refuse)
+    with pytest.raises(RoundFailedError, match=r"the finish failed.*ward: unknown-error"):
+        world.run(make_plan(rounds=1))
+    assert read_json(world.run_path / "state.json")["status"] == "running"
+
+
+def test_too_few_sites_at_the_start(world: World) -> None:
+    plan = make_plan(min_sites=4)
+    with pytest.raises(NotEnoughSitesError, match=r"needs 4 sites; .* came 3: "):
+        world.run(plan)
+
+
+def test_too_few_sites_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(action: str, parcel: Parcel) -> Parcel:
+        if action == "train":
+            monkeypatch.setattr(world.transport, "nodes", lambda: [11])
+        return parcel
+
+    world.transport.faults["rural"] = leave
+    with pytest.raises(NotEnoughSitesError, match="1 sites are connected, the plan needs 2"):
+        world.run(make_plan())
+    assert begun(world.run_path)
+
+
+def test_arrival_with_an_error_is_said(world: World) -> None:
+    world.transport.faults["ward"] = lambda action, parcel: Parcel(
+        {}, {"site": "ward", "error": "bad-cache"}, {}
+    )
+    world.run(make_plan(rounds=1))
+    assert "site ward arrived, but says bad-cache" in world.lines
+    assert lines(world)[0]["failed"] == [{"site": "ward", "code": "bad-cache"}]
+
+
+def test_an_infinite_aggregate_fails_the_round(world: World) -> None:
+    strategy = {"name": "fedavgm", "server_learning_rate": 1e38}
+    plan = make_plan(strategy=strategy, rounds=3)
+    with np.errstate(over="ignore"), pytest.raises(RoundFailedError, match="not finite"):
+        world.run(plan)
+
+
+def test_resume_with_another_plan_is_refused(world: World) -> None:
+    world.run(make_plan(rounds=1))
+    with pytest.raises(InputError, match="the plan that it was started with"):
+        world.run(make_plan(rounds=2))
+
+
+def test_new_run_in_the_folder_of_an_old_one_is_refused(world: World) -> None:
+    plan = make_plan(rounds=1)
+    layout, base = start("local")
+    world.run(plan)
+    with pytest.raises(InputError, match="an earlier run"):
+        RunFolder.create(world.run_path, plan, layout, base)
+
+
+def test_resume_of_nothing_is_refused(tmp_path: Path) -> None:
+    layout, _ = start("local")
+    with pytest.raises(InputError, match="no run to resume"):
+        RunFolder.resume(tmp_path, make_plan(), layout)
+
+
+def test_second_server_is_refused(tmp_path: Path) -> None:
+    layout, base = start("local")
+    first = RunFolder.create(tmp_path, make_plan(), layout, base)
+    with pytest.raises(InputError, match="a server that is using it"):
+        RunFolder.resume(tmp_path, make_plan(), layout)
+    first.close()
+    RunFolder.resume(tmp_path, make_plan(), layout).close()
+
+
+def test_unwritable_run_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    layout, base = start("local")
+    with pytest.raises(InputError, match="a writable folder"):
+        RunFolder.create(tmp_path / "file" / "run", make_plan(), layout, base)
+
+
+def test_damaged_checkpoint_is_refused(world: World) -> None:
+    plan = make_plan(rounds=1)
+    world.run(plan)
+    [file] = (world.run_path / "checkpoints").iterdir()
+    arrays = run_folder.read_arrays(file)
+    arrays["shared"][0] += 1
+    run_folder.write_arrays(file, arrays)
+    with pytest.raises(InputError, match="other parameters than the run saved"):
+        world.run(plan)
+
+
+def test_run_of_another_model_is_refused(world: World) -> None:
+    plan = make_plan(rounds=1)
+    world.run(plan)
+    other, _ = start("shared")
+    with pytest.raises(InputError, match="parameters of another model"):
+        RunFolder.resume(world.run_path, plan, other)
+    with pytest.raises(InputError, match="other parameters"):
+        read_encoder(world.run_path / "encoder-latest.safetensors", other)
+
+
+def test_a_run_that_never_began_can_be_started(tmp_path: Path) -> None:
+    write_json(tmp_path / "state.json", {"status": "failed", "plan_sha256": None})
+    assert not begun(tmp_path)
+    layout, base = start("local")
+    folder = RunFolder.create(tmp_path, make_plan(), layout, base)
+    folder.fail(1, "reason")
+    folder.close()
+    state = read_json(tmp_path / "state.json")
+    assert (state["status"], state["reason"], state["exit_code"]) == ("failed", "reason", 1)
+    assert begun(tmp_path)
+
+
+def test_shared_heads_travel_and_are_aggregated(tmp_path: Path, monkeypatch) -> None:
+    world = World(tmp_path, monkeypatch, NAMES)
+    folder = world.run(make_plan(heads="shared", rounds=1))
+    layout, base = start("shared")
+    head = np.concatenate(
+        [np.full(np.prod(shape), not name.startswith("encoder."))
+         for name, shape in zip(layout.names, layout.shapes, strict=True)]
+    )  # fmt: skip
+    moved = folder.state.shared != base
+    assert moved[~head].mean() > 0.9
+    assert not moved[head].any()  # the numeric sites annotate nothing
+
+
+def test_error_codes_are_printed_only_if_they_look_like_codes() -> None:
+    assert clean_code("bad-cache") == "bad-cache"
+    assert clean_code("\x1b[31m/home/x") == "unknown-error"
