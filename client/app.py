@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 
 from client.answer import answer, site_folder
 from common.errors import ConsiliumError
+from common.home import demo_folder
 from common.wire import Parcel, Scalar
 
 app = ClientApp()
@@ -39,8 +40,10 @@ def courier(action: str, message: Message, context: Context) -> Message:
     a missing reply freezes the node.
     """
     try:
-        sites = Path(str(context.run_config["sites"]))
-        folder = site_folder(sites, int(context.node_config["partition-id"]))
+        node = context.node_config
+        asked = str(context.run_config["sites"])
+        sites = Path(asked) if asked else demo_folder(int(node["num-partitions"])) / "sites"
+        folder = site_folder(sites, int(node["partition-id"]))
         parcel = answer(action, _to_parcel(message.content), folder)
     except ConsiliumError as error:
         parcel = Parcel({}, {"error": error.code}, {})

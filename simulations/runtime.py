@@ -97,7 +97,7 @@ def _stage(app_dir: Path, home: Path) -> Path:
     stage.mkdir()
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(app_dir / name, stage / name)
-    for package in ("common", "client", "server"):
+    for package in ("common", "client", "server", "simulations"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(app_dir / package, stage / package, ignore=ignored)
     return stage

@@ -14,7 +14,7 @@ from rich.console import Console
 from common.findings import FINDINGS
 from common.model import build_model
 from common.parameters import shared_layout
-from common.plan import FederationPlan, Plan, SimulationPlan
+from common.plan import EvaluationPlan, FederationPlan, Plan, SimulationPlan
 from common.update import SCHEMA, Broadcast, Update
 from common.wire import Parcel, Wire, pack_broadcast, pack_update
 from simulations.bench.learner import bench_plan, make_learner, round_by_hand
@@ -47,7 +47,8 @@ def rounds(material: Material, repeats: int) -> list[Row]:
     note = (
         f"{SITES} sites one after the other on {cores()} cores, {steps} steps a round of "
         f"{material.scale.backbone} at {material.scale.image_size} px, bf16 on the wire: seconds "
-        "of a round over the sum of the seconds that its sites trained, from rounds.jsonl; "
+        "of a round over the sum of its sites' seconds (steps, and loading and saving of their "
+        "heads and optimizer), both from rounds.jsonl; "
         f"the first of {len(material.rounds)} rounds is left out; the shortest training took "
         f"{shortest:.1f} s"
     )
@@ -75,7 +76,9 @@ def federated_plan(scale: Scale, steps: int, number_of_rounds: int) -> Plan:
     size, batch = scale.image_size, scale.batch_size
     plan = bench_plan(scale.backbone, size, batch, steps, federation=federation)
     simulation = SimulationPlan(sites=SITES, cpus_per_site=float(cores()))
-    return plan.model_copy(update={"simulation": simulation})
+    # Validation is no training, so it stays out of the rounds, and of both sides of the ratio.
+    evaluation = EvaluationPlan(every=number_of_rounds + 1)
+    return plan.model_copy(update={"simulation": simulation, "evaluation": evaluation})
 
 
 def steps_for(material: Material) -> int:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -143,23 +142,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.repeats < 1 or not 1 <= options.batch <= GpuScale.images:
         parser.error(f"--repeats must be 1 or more, --batch 1 to {GpuScale.images}")
     try:
-        device = require_gpu()
-        scale = GpuScale(batch_size=options.batch)
-        facts = machine() | {"gpu": torch.cuda.get_device_name(device)}
-        rows = [asdict(each) for each in measure_gpu(device, scale, options.repeats)]
-        command = "python -m simulations.bench.gpu"
-        command += f" --batch {options.batch} --repeats {options.repeats}"
-        _report({"rows": rows, "machine": facts, "command": command}, options.json)
+        return report(
+            require_gpu(), GpuScale(batch_size=options.batch), options.repeats, options.json
+        )
     except ConsiliumError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return int(any(each["met"] is False for each in rows))
 
 
-def _report(result: dict[str, Any], file: Path | None) -> None:
+def report(device: torch.device, scale: GpuScale, repeats: int, file: Path | None) -> int:
+    """Measure, print the table, write `file` if given; 1 when a goal is missed, else 0."""
+    facts = machine() | {"device": _name(device)}
+    rows = [asdict(each) for each in measure_gpu(device, scale, repeats)]
+    command = f"python -m simulations.bench.gpu --batch {scale.batch_size} --repeats {repeats}"
+    result = {"rows": rows, "machine": facts, "command": command}
     print_rows(result, Console())
     if file is not None:
         write_json(file, result)
+    return int(any(each["met"] is False for each in rows))
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulations.phantom.anatomy import HILUM, LEFT, RIGHT, Body
-from simulations.phantom.fields import Canvas, Field, Pose, blur, curve, noise
+from simulations.phantom.fields import Canvas, Field, Pose, blur, curve, noise, single
 
 
 @dataclass(frozen=True)
@@ -53,36 +53,34 @@ def expose(
 ) -> npt.NDArray[np.uint8]:
     """The picture (size, size) uint8 of an attenuation field of the same shape; white is dense."""
     size = attenuation.shape[0]
-    sharp = blur(attenuation, profile.softness * size / 1000.0)
     portable = view == "AP"
+    # Everything that does not depend on `size` is drawn first, so that it is the same at any size.
+    contrast = profile.contrast * (0.90 if portable else 1.0) * rng.uniform(0.95, 1.05)
+    offset = profile.brightness + rng.uniform(-0.02, 0.02)
+    cuts = profile.margin * rng.uniform(0.3, 1.4, 4) * (rng.random(4) < 0.7)
+    shading = 0.012 * noise(rng, 3, size)
+    sharp = blur(attenuation, profile.softness * size / 1000.0)
     # A portable film has no grid: scattered light veils it.
     veil = (0.16 if portable else 0.07) * blur(sharp, 0.05 * size)
-    dose = np.exp(-1.6 * sharp)
-    grain = 0.7 * rng.standard_normal(sharp.shape, dtype=np.float32) + 0.5 * noise(
-        rng, max(8, size // 3), size
-    )
-    grain = profile.grain * (1.4 if portable else 1.0) * grain / np.sqrt(dose)
-    shading = 0.012 * noise(rng, 3, size)
-    value = sharp * (1.12 if not portable else 1.02) + veil + grain + shading * (sharp > 0.02)
-    contrast = profile.contrast * (0.90 if portable else 1.0) * rng.uniform(0.95, 1.05)
-    value = 0.5 + contrast * (value - 0.5) + profile.brightness + rng.uniform(-0.02, 0.02)
+    value = sharp * (1.02 if portable else 1.12) + veil + shading * (sharp > 0.02)
+    value = value + _grain(sharp, profile.grain * (1.4 if portable else 1.0), rng)
+    value = 0.5 + contrast * (value - 0.5) + offset
     value = np.power(np.clip(value, 0.0, 1.2), profile.gamma)
     tone = value / (1.0 + np.power(value, 6.0)) ** (1.0 / 6.0)  # the film's soft shoulder
-    picture = np.clip(255.0 * tone + 0.5, 0.0, 255.0).astype(np.uint8)
-    return _collimate(picture, profile, rng)
-
-
-def _collimate(
-    picture: npt.NDArray[np.uint8], profile: Unit, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
-    """Black borders where the beam was shut off."""
-    size = picture.shape[0]
-    for side in range(4):
-        share = profile.margin * rng.uniform(0.3, 1.4) if rng.random() < 0.7 else 0.0
-        cut = round(share * size)
-        turned = np.rot90(picture, side)
-        turned[:cut] = rng.integers(2, 10)
+    picture: npt.NDArray[np.uint8] = np.clip(255.0 * tone + 0.5, 0.0, 255.0).astype(np.uint8)
+    for quarter, cut in enumerate(cuts):
+        turned = np.rot90(picture, quarter)  # a view: the shutters write into the picture
+        turned[: round(float(cut) * size)] = 5
     return picture
+
+
+def _grain(attenuation: Field, strength: float, rng: np.random.Generator) -> Field:
+    """Quantum noise of the logarithm: its deviation goes with one over the root of the dose."""
+    size = attenuation.shape[0]
+    fine = 0.7 * rng.standard_normal(attenuation.shape, dtype=np.float32)
+    coarse = 0.5 * noise(rng, max(8, size // 3), size)
+    dose = np.exp(-1.6 * attenuation)
+    return single(strength * (fine + coarse) / np.sqrt(dose))
 
 
 def marker(profile: Unit, size: int, rng: np.random.Generator) -> Field:

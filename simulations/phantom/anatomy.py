@@ -12,7 +12,8 @@ from simulations.phantom.fields import Field, edge, single, smooth
 
 RIGHT, LEFT = -1, 1  # the patient's right lung is on the left of the image
 HILUM = -0.06  # height of the lung roots
-SPARED = 0.83  # the heart never reaches further out, so that each lung stays one piece
+SPARED = 0.83  # share of the half width that the heart may reach
+STRIP = 0.10  # width of the lung that always stays free beside the heart, body units
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,10 @@ class Thorax:
         self.right = Lung(body, RIGHT, x, y, soft)
         self.left = Lung(body, LEFT, x, y, soft)
         middle = x - body.shift
-        self.border_right, self.border_left = _borders(body, y)  # of heart and mediastinum
+        right, left = _borders(body, y)
+        # A strip of lung stays free beside the heart, so that each lung is one piece.
+        self.border_right = np.minimum(right, self.right.lateral + 0.6 * body.shift - STRIP)
+        self.border_left = np.minimum(left, self.left.lateral - 0.6 * body.shift - STRIP)
         inside = np.minimum(self.border_left - middle, self.border_right + middle)
         self.heart = edge(inside, soft)  # cover of the central shadow, 0..1
         width = 0.5 * (self.border_left + self.border_right)
@@ -191,8 +195,7 @@ def _borders(body: Body, y: Field) -> tuple[Field, Field]:
     trunk = 0.035 * np.exp(-0.5 * ((y - HILUM + 0.09) / 0.07) ** 2)
     ventricle = _bulge((t + 0.06) / 1.70, 1.15)
     left = 0.105 + arch + trunk + (body.heart_left - 0.105) * ventricle
-    limit = SPARED * body.half_width + 0.02
-    return single(right), single(np.minimum(left, limit))
+    return single(right), single(left)
 
 
 def _bulge(t: Field, power: float) -> Field:

@@ -62,7 +62,7 @@ def sites(nih_archive, tmp_path: Path) -> Path:
 def faulty_app(tmp_path: Path) -> Path:
     """Our app with the ClientApp that can misbehave."""
     folder = tmp_path / "app"
-    for package in ("common", "client", "server"):
+    for package in ("common", "client", "server", "simulations"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / package, folder / package, ignore=ignored)
     shutil.copy(Path(__file__).with_name("faulty_app.py"), folder / "client" / "faulty.py")
