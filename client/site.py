@@ -181,9 +181,10 @@ class Site:
         moments = optimizer_arrays(resident.model, optimizer)
         arrays |= {f"optimizer/{k}": v for k, v in moments.items()}
         write_arrays(self._states(plan) / f"round-{round_number:05d}.safetensors", arrays)
-        for old in _rounds_on_disk(self._states(plan)):
-            if old <= round_number - STATES_KEPT:
-                (self._states(plan) / f"round-{old:05d}.safetensors").unlink()
+        for other in _rounds_on_disk(self._states(plan)):
+            # Later ones are of an earlier run of this plan, or of rounds that are done again.
+            if not round_number - STATES_KEPT < other <= round_number:
+                (self._states(plan) / f"round-{other:05d}.safetensors").unlink()
 
     def _restore(
         self,

@@ -73,7 +73,9 @@ class _Bottleneck(resnet.Bottleneck):
 
 
 def _resnet(block: type[resnet.BasicBlock | resnet.Bottleneck], layers: list[int]) -> Encoder:
-    net = resnet.ResNet(block, layers, norm_layer=group_norm)
+    # Zero-initialised last norms: every block starts as the identity (Goyal et al., "Accurate,
+    # large minibatch SGD", 2017, section 5.1), which early averaging of many sites needs.
+    net = resnet.ResNet(block, layers, norm_layer=group_norm, zero_init_residual=True)
     one_channel = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(one_channel.weight, mode="fan_out", nonlinearity="relu")
     stem = nn.Sequential(one_channel, net.bn1, nn.ReLU())

@@ -1,7 +1,7 @@
 """Plain `flwr run .`: Flower's ServerApp, which prepares a demo when it is given no sites.
 
-`consilium-sim run` prepares the sites itself and has `server.app` alone sent out; this module
-is what a Flower user meets who types `flwr run .` in the checkout.
+`consilium-sim run` prepares the sites itself and names them in the run configuration; a Flower
+user who types `flwr run .` in the checkout names nothing, and gets the demo.
 """
 
 import json

@@ -135,7 +135,7 @@ def _phantom(plan: Plan, run: Path, console: Console) -> Path:
             size=size,
             hospitals=plan.simulation.sites,
             seed=plan.seed,
-            progress=lambda done: progress.advance(task, done),
+            progress=lambda written: progress.update(task, completed=written),
         )
 
 

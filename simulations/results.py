@@ -137,6 +137,7 @@ def summarise(plan: Plan, prepared: Prepared) -> dict[str, Any]:
         },
         "lungs": _lungs(plan, council, tests),
         "cross_site": cross_site(own, tests, prepared.sites),
+        "cross_site_order": list(prepared.sites),
         "data": {
             "name": prepared.data,
             "synthetic": prepared.synthetic,

@@ -1,8 +1,8 @@
 """A model with what trains it, and the training loop that one would write by hand.
 
 The loop is the yardstick for `client.train.train_round`: the same maths on the same batches
-in plain PyTorch, without plans, units, schedules, proximal terms or reports. The two end with
-the same parameters (a test says so).
+in plain PyTorch, without units, schedules, proximal terms or reports. The two end with the
+same parameters up to rounding (a test says so).
 """
 
 from dataclasses import dataclass

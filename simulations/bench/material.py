@@ -28,22 +28,21 @@ class Scale:
     """Amounts of work. The defaults are what the goals are about; tests use less.
 
     backbone, image_size (pixels per side), batch_size (images): the training rows' network.
-    steps: optimizer steps in one timed block; turns: blocks per repeat. png_size: pixels per
-    side of the PNG files (NIH: 1024), phantoms: different ones among them, files: PNG files
-    per core, images: those of them in the cache. client_seconds: what a site should train per
-    round. tested_images, tested_patients, resamples: of the patient bootstrap.
+    steps: optimizer steps in one timed block. png_size: pixels per side of the PNG files (NIH:
+    1024), phantoms: different ones among them, files: PNG files per core, images: those of them
+    in the cache. client_seconds: what a site should train per round. tested_images,
+    tested_patients, resamples: of the patient bootstrap.
     """
 
     backbone: Backbone = "resnet18"
     image_size: int = 128
     batch_size: int = 16
-    steps: int = 4
-    turns: int = 2
+    steps: int = 6
     png_size: int = 1024
     phantoms: int = 16
-    files: int = 192
+    files: int = 256
     images: int = 256
-    client_seconds: float = 6.5
+    client_seconds: float = 6.0
     tested_images: int = 25_596
     tested_patients: int = 2_797
     resamples: int = 1000

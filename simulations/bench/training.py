@@ -20,6 +20,7 @@ from simulations.bench.timing import Goal, Row, interleave, quotients, row
 CPU = torch.device("cpu")
 MULTITASK, EXTRA = Goal("<=", 0.6), Goal("<=", 1.15)
 MASK_SHARE = 0.2  # of the images of a batch, as rows 4 and 5 have it
+TURNS = 3  # steps of each of row 5's five kinds in a repeat
 
 
 def feeding(material: Material, repeats: int) -> list[Row]:
@@ -36,10 +37,9 @@ def feeding(material: Material, repeats: int) -> list[Row]:
             "fixed": lambda: steps_on(learner, fixed),
         },
         repeats,
-        scale.turns,
     )
     note = (
-        f"{_network(scale)}, {scale.steps * scale.turns} steps a repeat on each side, findings "
+        f"{_network(scale)}, {scale.steps} steps a repeat on each side, findings "
         "only; the cache's side gathers and augments every batch, the other trains on one "
         f"batch in memory; {_speed(scale, seconds['cache'])} from the cache"
     )
@@ -51,7 +51,7 @@ def bookkeeping(material: Material, repeats: int) -> list[Row]:
     """Row 4: the product's local training over a loop written by hand, in images per second."""
     scale = material.scale
     data, learner = material.site_data(_masks(scale)), make_learner(_plan(scale), CPU)
-    seconds = interleave(compared_rounds(learner, data), repeats, scale.turns)
+    seconds = interleave(compared_rounds(learner, data), repeats)
     note = (
         f"{_network(scale)}, findings and lungs, {_masks(scale)} of {scale.batch_size} images "
         "with a mask: client.train.train_round against simulations/bench/learner.py:"
@@ -78,12 +78,12 @@ def multitasking(material: Material, repeats: int) -> list[Row]:
             "both, every": lambda: step(both, every),
         },
         repeats,
-        scale.steps,
+        TURNS,
     )
     one = seconds["findings"]
     sums = [a + b for a, b in zip(one, seconds["lungs"], strict=True)]
     sums_every = [a + b for a, b in zip(one, seconds["lungs, every"], strict=True)]
-    steps = f"{_network(scale)}, {scale.steps} steps a repeat on each side; every step sees the "
+    steps = f"{_network(scale)}, {TURNS} steps a repeat on each side; every step sees the "
     steps += f"same {scale.batch_size} images and runs the encoder over all of them; "
     few = f"{steps}{masks} of them have a mask"
     all_masks = f"{steps}all of them have a mask; for information"
@@ -129,5 +129,5 @@ def _network(scale: Scale) -> str:
 
 
 def _speed(scale: Scale, seconds: list[float]) -> str:
-    images = scale.steps * scale.turns * scale.batch_size
+    images = scale.steps * scale.batch_size
     return f"{sorted(images / each for each in seconds)[len(seconds) // 2]:.1f} images/s"

@@ -180,7 +180,10 @@ class Thorax:
             free = np.minimum(lung.out - lung.medial, lung.side * middle - border)
             room = np.minimum(lung.lateral - lung.out, lung.dome - self.y)
             found |= (free > 0.0) & (room > 0.0) & (lung.height > 0.0)
-        return found
+        # The tip of an angle may hit a single pixel across a corner: no annotator would.
+        wide = np.pad(found, 1)
+        beside = wide[2:, 1:-1] | wide[:-2, 1:-1] | wide[1:-1, 2:] | wide[1:-1, :-2]
+        return found & beside
 
 
 def _borders(body: Body, y: Field) -> tuple[Field, Field]:

@@ -73,9 +73,10 @@ def stance(study: Study) -> tuple[Body, Pose]:
     body = with_view(body, study.view, 0.025 * now.standard_normal())
     for name, lesion in lesions(study).items():
         body = SIGNS[name].reshape(body, lesion)
+    zoom = min(zoom, 0.92 / body.half_width)  # the film takes in both lungs
     tilted = 0.035 if study.view == "AP" else 0.015
     pose = Pose(
-        zoom=float(np.clip(zoom, 0.96, 1.24)),
+        zoom=float(np.clip(zoom, 0.96, 1.20)),
         angle=float(np.clip(tilted * now.standard_normal(), -0.09, 0.09)),
         dx=float(np.clip(0.025 * now.standard_normal(), -0.07, 0.07)),
         dy=float(np.clip(0.10 + 0.03 * now.standard_normal(), 0.02, 0.18)),

@@ -76,6 +76,14 @@ def test_only_two_states_are_kept(folder: Path) -> None:
     assert names == ["round-00003.safetensors", "round-00004.safetensors"]
 
 
+def test_a_new_run_of_the_same_plan_does_not_see_the_old_one(folder: Path) -> None:
+    plan = small_plan(federation={"rounds": 5})
+    site, shared = Site.open(folder), start(plan)
+    first = [site.train(plan, number, shared).delta for number in (1, 2, 3)]
+    again = [site.train(plan, number, shared).delta for number in (1, 2, 3)]
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+
+
 def test_heads_never_travel_unless_shared(folder: Path) -> None:
     local, shared = small_plan(), small_plan(heads="shared")
     site = Site.open(folder)

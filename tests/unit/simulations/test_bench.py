@@ -40,7 +40,6 @@ TINY = Scale(
     image_size=32,
     batch_size=4,
     steps=2,
-    turns=1,
     png_size=64,
     phantoms=3,
     files=6,
@@ -135,12 +134,16 @@ def test_a_row_that_fails_is_not_met_says_why_and_leaves_the_others():
 def test_our_training_and_the_loop_by_hand_end_with_the_same_parameters(material):
     data, ends = material.site_data(masks=1), []
     assert (data.mask_row >= 0).sum() == len(data.table) // TINY.batch_size
+    plan = bench_plan("tiny", 32, 4, steps=5)
+    # SGD, since Adam's first steps turn a rounding error in a tiny gradient into a full step.
+    training = plan.training.model_copy(update={"optimizer": "sgd", "learning_rate": 0.05})
+    plan = plan.model_copy(update={"training": training})
     for arm in ("ours", "hand"):
-        learner = make_learner(bench_plan("tiny", 32, 4, steps=5), CPU)
+        learner = make_learner(plan, CPU)
         start = flatten(learner.model, shared_layout(learner.model, "shared"))
         compared_rounds(learner, data)[arm]()
         ends.append(flatten(learner.model, shared_layout(learner.model, "shared")))
-        assert not np.array_equal(start, ends[-1])
+        assert np.abs(ends[-1] - start).max() > 1e-3
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
 
 

@@ -211,3 +211,8 @@ def test_nothing_is_left_when_the_work_is_stopped(tmp_path: Path, workers: int) 
     with pytest.raises(KeyboardInterrupt):
         make_phantom(tmp_path / "x", images=17, size=32, workers=workers, progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found a folder that cannot be read: File name too long"):
+        make_phantom(tmp_path / ("x" * 300), images=1, size=32, workers=1)

@@ -212,5 +212,5 @@ def test_app_without_its_project_file(tmp_path: Path) -> None:
 def test_only_what_flower_ships_is_staged(tmp_path: Path) -> None:
     stage = _stage(Path(superlink.__file__).parents[1], tmp_path)
     names = {path.name for path in stage.iterdir()}
-    assert names == {"LICENSE", "client", "common", "pyproject.toml", "server"}
+    assert names == {"LICENSE", "client", "common", "pyproject.toml", "server", "simulations"}
     assert not list(stage.rglob("__pycache__"))
