@@ -154,8 +154,6 @@ def test_the_head_is_fitted_and_the_encoder_left_alone(data: SiteData) -> None:
     def loss() -> float:
         assert model.findings is not None
         loss = findings_loss(model.findings.from_pooled(features), targets, known)
-        return float(loss.mean().detach())
-            findings_loss(model.findings.from_pooled(features), targets, known).mean().detach()
         )
 
     before = loss()
