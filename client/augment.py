@@ -57,9 +57,10 @@ def intensity(images: Tensor, plan: AugmentPlan, generator: torch.Generator) -> 
     mean = out.mean(dim=(2, 3), keepdim=True)
     out = (out - mean) * around(1.0, plan.contrast) + mean + around(0.0, plan.brightness)
     if plan.noise > 0:
-        # Drawn on the CPU: the same plan then trains on the same noise on every device.
-        noise = torch.randn(images.shape, generator=generator)
-        out = out + plan.noise * noise.to(device)
+        # Drawn where the images are: as many numbers as pixels are too many to send.
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        local = torch.Generator(device).manual_seed(seed)
+        out = out + plan.noise * torch.randn(out.shape, generator=local, device=device)
     return out.clamp(0, 1)
 
 
@@ -74,8 +75,8 @@ def augment(
 
     Row i of `masks` belongs to image `lung_rows[i]`. Masks come back binary.
     """
-    theta = affine(images.shape[0], plan, generator)
+    theta = affine(images.shape[0], plan, generator).to(images.device)
     warped = warp(images, theta)
     if masks.shape[0]:
-        masks = (warp(masks, theta[lung_rows.cpu()]) > 0.5).to(masks.dtype)
+        masks = (warp(masks, theta[lung_rows]) > 0.5).to(masks.dtype)
     return intensity(warped, plan, generator), masks

@@ -120,7 +120,8 @@ def train_round(
     if not units:
         return RoundReport(0, 0.0, 0)
     steps = steps_per_round(training, len(units))
-    received = [parameter.detach().clone() for parameter in model.encoder.parameters()]
+    mu = plan.federation.strategy.proximal_mu
+    received = [p.detach().clone() for p in model.encoder.parameters()] if mu > 0 else []
     device = data.images.device
     seed = round_seed(plan, site, round_number)
     total = torch.zeros((), device=device)
@@ -137,7 +138,7 @@ def train_round(
         torch.autograd.backward(loss)
         if training.max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), training.max_gradient_norm)
-        add_proximal_gradient(model.encoder, received, plan.federation.strategy.proximal_mu)
+        add_proximal_gradient(model.encoder, received, mu)
         optimizer.step()
         total += loss.detach()
         images += len(batch.images)

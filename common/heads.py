@@ -38,33 +38,42 @@ def pool(features: list[Tensor]) -> Tensor:
 
 
 class LungsHead(nn.Module):
-    """U-Net style decoder on the five feature maps (Ronneberger et al., MICCAI 2015, fig. 1).
+    """Decoder over the five feature maps, from coarse to fine, with a lateral input at each.
 
-    It stops at stride 2 and upsamples the logits: lung borders are smooth, and the last stage
-    at full resolution would cost more than all the others.
+    The U-Net's idea (Ronneberger et al., MICCAI 2015, figure 1) in the cheaper form of a feature
+    pyramid (Lin et al., CVPR 2017, section 3): every map is first reduced to the stage's width
+    by a 1 x 1 convolution and then added. It stops at stride 2 and upsamples the logits: lung
+    borders are smooth, and a stage at full resolution would cost more than all the others.
     """
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
         super().__init__()
-        widths = [min(width * 2**stage, 4 * width) for stage in range(len(channels) - 1)]
-        self.merge = nn.ModuleList()
-        below = channels[-1]
-        for stage in reversed(range(len(channels) - 1)):
-            self.merge.append(
-                nn.Sequential(
-                    nn.Conv2d(below + channels[stage], widths[stage], 3, padding=1, bias=False),
-                    group_norm(widths[stage]),
-                    nn.ReLU(),
-                )
+        widths = [min(width * 2**stage, 4 * width) for stage in range(len(channels))]
+        coarse_first = list(reversed(range(len(channels))))
+        self.lateral = nn.ModuleList(
+            nn.Conv2d(channels[stage], widths[stage], kernel_size=1) for stage in coarse_first
+        )
+        self.narrow = nn.ModuleList(
+            nn.Conv2d(widths[stage + 1], widths[stage], kernel_size=1)
+            for stage in coarse_first[1:]
+        )
+        self.smooth = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(widths[stage], widths[stage], 3, padding=1, bias=False),
+                group_norm(widths[stage]),
+                nn.ReLU(),
             )
-            below = widths[stage]
-        self.logit = nn.Conv2d(below, 1, kernel_size=1)
+            for stage in coarse_first[1:]
+        )
+        self.logit = nn.Conv2d(widths[0], 1, kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Five feature maps, the finest at stride 2, to lung logits (B, 1, S, S)."""
-        x = features[-1]
-        for merge, skip in zip(self.merge, reversed(features[:-1]), strict=True):
-            x = functional.interpolate(x, size=skip.shape[-2:], mode="nearest")
-            x = merge(torch.cat([x, skip], dim=1))
+        coarsest, *finer = reversed(features)
+        x = self.lateral[0](coarsest)
+        stages = zip(finer, self.lateral[1:], self.narrow, self.smooth, strict=True)
+        for feature, lateral, narrow, smooth in stages:
+            x = functional.interpolate(narrow(x), size=feature.shape[-2:], mode="nearest")
+            x = smooth(x + lateral(feature))
         logits: Tensor = self.logit(x)
         return functional.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)

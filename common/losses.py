@@ -59,11 +59,16 @@ def lungs_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return 1 - dice + entropy.flatten(1).mean(dim=1)
 
 
-def unit_mean(values: Tensor, unit: Tensor, units: int) -> Tensor:
-    """Mean of `values` (R,) over the rows of each unit (R,) in [0, units): (U,), 0 if none."""
+def unit_mean(values: Tensor, present: Tensor, unit: Tensor, units: int) -> Tensor:
+    """Mean of `values` (R,) over the rows of each unit that are present: (U,), 0 if none is.
+
+    present: (R,) bool. unit: (R,) int64 in [0, units). No row is picked out by its number, so
+    that a GPU need not wait for the CPU to learn how many there are.
+    """
+    weight = present.to(values.dtype)
     zeros = torch.zeros(units, dtype=values.dtype, device=values.device)
-    total = zeros.index_add(0, unit, values)
-    count = zeros.index_add(0, unit, torch.ones_like(values))
+    total = zeros.index_add(0, unit, values * weight)
+    count = zeros.index_add(0, unit, weight)
     return total / count.clamp_min(1.0)
 
 
@@ -77,12 +82,12 @@ def unit_losses(
     device = batch.images.device
     total = torch.zeros(batch.units, dtype=torch.float32, device=device)
     if outputs.findings is not None:
-        labelled = batch.known.any(dim=1).nonzero().squeeze(1)
         per_row = findings_loss(outputs.findings.float(), batch.targets, batch.known)
-        units = batch.unit[labelled]
-        total = total + findings_weight * unit_mean(per_row[labelled], units, batch.units)
+        labelled = batch.known.any(dim=1)
+        total = total + findings_weight * unit_mean(per_row, labelled, batch.unit, batch.units)
     if outputs.lungs is not None and batch.lung_rows.numel() > 0:
         per_mask = lungs_loss(outputs.lungs.float(), batch.masks)
+        masked = torch.ones_like(per_mask, dtype=torch.bool)
         units = batch.unit[batch.lung_rows]
-        total = total + lungs_weight * unit_mean(per_mask, units, batch.units)
+        total = total + lungs_weight * unit_mean(per_mask, masked, units, batch.units)
     return total

@@ -153,8 +153,8 @@ def test_the_head_is_fitted_and_the_encoder_left_alone(data: SiteData) -> None:
 
     def loss() -> float:
         assert model.findings is not None
-        loss = findings_loss(model.findings.from_pooled(features), targets, known)
-        )
+        losses = findings_loss(model.findings.from_pooled(features), targets, known)
+        return float(losses.mean().detach())
 
     before = loss()
     fit_findings_head(model, data, plan, 3, "ward")

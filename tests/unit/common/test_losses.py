@@ -120,7 +120,8 @@ def test_tasks_without_outputs_cost_nothing() -> None:
 @pytest.mark.parametrize("unit", [[0, 0, 1], [2, 2, 2], [0, 1, 2]])
 def test_unit_mean(unit: list[int]) -> None:
     values = torch.tensor([1.0, 3.0, 5.0])
-    means: Tensor = unit_mean(values, torch.tensor(unit), 3)
+    present = torch.tensor([True, False, True])
+    means: Tensor = unit_mean(values, present, torch.tensor(unit), 3)
     for number in range(3):
-        own = values[torch.tensor(unit) == number]
+        own = values[(torch.tensor(unit) == number) & present]
         assert means[number] == (own.mean() if len(own) else 0.0)
