@@ -2,7 +2,6 @@
 
 from math import log
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -45,7 +45,7 @@ class _Request:
 
     archive: Archive
     table: pd.DataFrame
-    table_sha256: str
+    table_hash: str
     sources: pd.DataFrame
     size: int
 
@@ -75,7 +75,7 @@ def build_cache(
     request = _request(archive, size)
     if (folder / MANIFEST).is_file():
         return _reuse(open_cache(folder), request, skip_bad, progress)
-    header = {"schema": SCHEMA, "size": size, "table_sha256": request.table_sha256}
+    header = {"schema": SCHEMA, "size": size, "table_hash": request.table_hash}
     count, mask_count = len(request.table), int(request.sources["mask"].ne("").sum())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _reuse(
     if cache.size != request.size:
         found, allowed = f"a cache of {cache.size} px", f"one of {request.size} px"
         raise CacheError(Problem(str(cache.folder), "", found, allowed, _OTHER))
-    if cache.manifest["table_sha256"] != request.table_sha256:
+    if cache.manifest["table_hash"] != request.table_hash:
         found, allowed = "a cache of another table", "one of this archive's rows and labels"
         raise CacheError(Problem(str(cache.folder), "", found, allowed, _OTHER))
     changed = _changed_sources(cache, request)
@@ -155,7 +155,7 @@ def _changed_sources(cache: Cache, request: _Request) -> list[str]:
         facts = [f"{name}bytes", f"{name}mtime_ns"]
         for row in old.index[(old[facts] != request.sources[facts]).any(axis=1)]:
             path = Path(request.archive.table[column].loc[row])
-            same = path.is_file() and file_digest(path.read_bytes()) == old[f"{name}sha256"][row]
+            same = path.is_file() and file_digest(path.read_bytes()) == old[f"{name}digest"][row]
             if not same:
                 changed.append(path.name)
     return changed
@@ -172,8 +172,8 @@ def _finish(
     if problems and not skip_bad:
         raise DataError(problems)
     sources = request.sources.assign(
-        sha256=pd.Series([sha for chunk in chunks for sha in chunk.sha256], dtype="str"),
-        mask_sha256=pd.Series([sha for chunk in chunks for sha in chunk.mask_sha256], dtype="str"),
+        digest=pd.Series([sha for chunk in chunks for sha in chunk.digest], dtype="str"),
+        mask_digest=pd.Series([sha for chunk in chunks for sha in chunk.mask_digest], dtype="str"),
     )
     tables = {
         INDEX: _index(request, work, bad),
@@ -183,19 +183,19 @@ def _finish(
     if not len(tables[INDEX]):
         raise DataError(problems)
     contents = {name: parquet_bytes(table) for name, table in tables.items()}
-    content_sha256 = table_digest(sources[["image", "sha256", "mask_sha256"]])
-    identity = [SCHEMA, request.size, request.table_sha256, content_sha256]
+    content_hash = table_digest(sources[["image", "digest", "mask_digest"]])
+    identity = [SCHEMA, request.size, request.table_hash, content_hash]
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "identity": file_digest(json.dumps(identity).encode()),
         "size": request.size,
         "rows": len(request.table),
         "masks": work.mask_pixels.shape[0],
-        "table_sha256": request.table_sha256,
+        "table_hash": request.table_hash,
         "chunk_rows": CHUNK_ROWS,
         "chunks": [chunk.pixels for chunk in chunks],
         "files": {
-            name: {"bytes": len(content), "sha256": file_digest(content)}
+            name: {"bytes": len(content), "digest": file_digest(content)}
             for name, content in contents.items()
         },
         "problems": [source.problem for source in bad],

@@ -1,6 +1,5 @@
 """Decodes the chunks of a build in threads: Pillow releases the interpreter lock as it works."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -105,7 +104,7 @@ def prepare(
     facts = ["image", "bytes", "mtime_ns", "mask", "mask_bytes", "mask_mtime_ns"]
     rows = list(sources[facts].itertuples(index=False, name=None))
     keys = [
-        hashlib.sha256(repr(rows[start : start + CHUNK_ROWS]).encode()).hexdigest()
+        file_digest(repr(rows[start : start + CHUNK_ROWS]).encode())
         for start in range(0, len(rows), CHUNK_ROWS)
     ]
     paths, mask_paths = table["path"].tolist(), table["mask"].tolist()

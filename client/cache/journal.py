@@ -27,15 +27,15 @@ class BadSource:
 class Chunk:
     """One finished chunk of consecutive rows.
 
-    key: names, sizes and times of its source files; pixels: SHA-256 of what was written;
-    sha256, mask_sha256: of each row's source files; bad: sources that could not be decoded.
+    key: names, sizes and times of its source files; pixels: BLAKE2b hash of what was written;
+    digest, mask_digest: of each row's source files; bad: sources that could not be decoded.
     """
 
     number: int
     key: str
     pixels: str
-    sha256: list[str]
-    mask_sha256: list[str]
+    digest: list[str]
+    mask_digest: list[str]
     bad: list[BadSource]
 
 

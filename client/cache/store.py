@@ -5,7 +5,7 @@ A cache is a folder of five files:
     images.u8        (N, S, S) uint8, one slot per row of the archive
     masks.u8         (M, S, S) uint8 0/1, one slot per mask
     index.parquet    one row per image that is in the cache
-    sources.parquet  size, time and SHA-256 of every source file
+    sources.parquet  size, time and BLAKE2b hash of every source file
     skipped.parquet  what was left out, and why
     manifest.json    written last: a folder without it is not a cache
 
@@ -31,7 +31,7 @@ INDEX, SOURCES, SKIPPED = "index.parquet", "sources.parquet", "skipped.parquet"
 JOURNAL = "building.jsonl"
 CHUNK_ROWS = 16  # rows per unit of work: small enough to share out evenly
 _REBUILD = "Delete the folder and build the cache again."
-_KEYS = {"schema", "identity", "size", "rows", "masks", "table_sha256", "chunk_rows", "chunks"}
+_KEYS = {"schema", "identity", "size", "rows", "masks", "table_hash", "chunk_rows", "chunks"}
 _KEYS |= {"files", "problems", "skipped", "versions"}
 
 
@@ -41,7 +41,7 @@ class Cache:
 
     index: the archive table without path and mask, plus row (int64, position in images) and
     mask_row (int64, position in masks, -1 for none). images: (N, S, S) uint8. masks: (M, S, S)
-    uint8, 0 or 1. identity: SHA-256 of table, sources and size. skipped: columns image, reason.
+    uint8, 0 or 1. identity: BLAKE2b hash of table, sources and size. skipped: columns image, reason.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Cache:
     skipped: pd.DataFrame
 
     def verify(self) -> None:
-        """Read all pixels and compare them with their SHA-256.
+        """Read all pixels and compare them with their BLAKE2b hash.
 
         Raises CacheError that names the damaged rows.
         """
@@ -75,7 +75,7 @@ class Cache:
 
     def sources(self) -> pd.DataFrame:
         """One row per archive row: image, mask (file names), and of both files their size in
-        bytes, modification time in ns and SHA-256 ("" when the file could not be read)."""
+        bytes, modification time in ns and BLAKE2b hash ("" when the file could not be read)."""
         return pd.read_parquet(self.folder / SOURCES)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,7 +86,7 @@ class Cache:
 def open_cache(folder: Path, verify: bool = True) -> Cache:
     """Open a finished cache; the arrays are read-only maps of the files.
 
-    verify: also compare the SHA-256 of the tables (fast; pixels: `Cache.verify`).
+    verify: also compare the BLAKE2b hash of the tables (fast; pixels: `Cache.verify`).
     Raises CacheError when the folder holds no finished cache of this schema, when a file is
     missing or has another size, or when a table was changed.
     """
@@ -139,12 +139,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _check_file(path: Path, facts: dict[str, Any], verify: bool) -> None:
     try:
         found = path.stat().st_size
-        digest = file_digest(path.read_bytes()) if verify and "sha256" in facts else ""
+        digest = file_digest(path.read_bytes()) if verify and "digest" in facts else ""
     except OSError as error:
         _refuse(path, error.strerror or type(error).__name__, "a readable file", _REBUILD)
     if found != facts["bytes"]:
         _refuse(path, f"{found} bytes", f"{facts['bytes']} bytes", _REBUILD)
-    if digest and digest != facts["sha256"]:
+    if digest and digest != facts["digest"]:
         _refuse(path, "changed content", "the content that was written", _REBUILD)
 
 
@@ -164,21 +164,30 @@ def mask_numbers(masks: "pd.Series[str]") -> NDArray[np.int64]:
     return np.where(present, np.cumsum(present) - 1, -1).astype(np.int64)
 
 
+def new_hash(data: bytes = b"") -> "hashlib.blake2b":
+    """A BLAKE2b hash of 256 bits: as strong as SHA-256, and more than twice as fast in software.
+
+    Every source file passes through it, and processors without SHA instructions would spend
+    a tenth of the cache build on SHA-256.
+    """
+    return hashlib.blake2b(data, digest_size=32)
+
+
 def pixel_digest(images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> str:
-    """SHA-256 (hex) of one chunk: (n, S, S) images, then their (m, S, S) masks; uint8."""
-    digest = hashlib.sha256(images.tobytes())
+    """BLAKE2b-256 (hex) of one chunk: (n, S, S) images, then their (m, S, S) masks; uint8."""
+    digest = new_hash(images.tobytes())
     digest.update(masks.tobytes())
     return digest.hexdigest()
 
 
 def file_digest(content: bytes) -> str:
-    """SHA-256 (hex) of a file's content."""
-    return hashlib.sha256(content).hexdigest()
+    """BLAKE2b-256 (hex) of a file's content."""
+    return new_hash(content).hexdigest()
 
 
 def table_digest(table: pd.DataFrame) -> str:
-    """SHA-256 (hex) of a table's columns, names and values; does not depend on a library."""
-    digest = hashlib.sha256()
+    """BLAKE2b-256 (hex) of a table's columns, names and values; does not depend on a library."""
+    digest = new_hash()
     for name in sorted(table.columns):
         values = table[name]
         digest.update(f"\0{name}\0{len(values)}\0".encode())
