@@ -37,7 +37,7 @@ lint: setup  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-e2e: setup  ## the slow suites: kill -9, resume, failing sites, every plan
+e2e: setup  ## the slow suites: kill -9, resume, failing sites, no process left behind
 	$(BIN)/python -m pytest -q -m slow
 
 bench: setup  ## the benchmark table as ratios; writes build/bench.json

@@ -6,6 +6,8 @@ the GPU when that fits. What travels per step is row numbers.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ from client.settings import SiteFolder
 from common.errors import DataError, Problem
 from common.findings import FINDINGS
 from common.losses import Batch
-from common.plan import AugmentPlan
+from common.plan import AugmentPlan, TasksPlan
 
 Rows = npt.NDArray[np.int64]
 
@@ -76,10 +78,11 @@ class SiteData:
         """Positions (R,) int64 of the rows in a split."""
         return np.flatnonzero(self.table["split"].to_numpy() == split)
 
-    def supervised(self, split: str) -> Rows:
-        """Positions of the rows in a split with an annotated finding or a mask."""
+    def supervised(self, split: str, tasks: TasksPlan) -> Rows:
+        """Positions of the rows in a split that teach one of the plan's tasks something."""
         rows = self.rows(split)
-        return rows[self.known[rows].any(axis=1) | (self.mask_row[rows] >= 0)]
+        labelled = self.known[rows].any(axis=1) & tasks.findings
+        return rows[labelled | ((self.mask_row[rows] >= 0) & tasks.lungs)]
 
     def batch(self, rows: Rows, unit: Rows | None = None) -> Batch:
         """The rows as one un-augmented batch; each row is its own unit if `unit` is None."""
@@ -143,9 +146,22 @@ def select(
         known=known,
         image_row=table["row"].to_numpy(np.int64),
         mask_row=table["mask_row"].to_numpy(np.int64),
-        images=Pixels(cache.images, device),
-        masks=Pixels(cache.masks, device),
+        images=_pixels(cache, "images", device),
+        masks=_pixels(cache, "masks", device),
     )
+
+
+# One upload a process and device, however many sites share the cache.
+_open_pixels: WeakValueDictionary[tuple[str, str, str], Pixels] = WeakValueDictionary()
+
+
+def _pixels(cache: Cache, kind: Literal["images", "masks"], device: torch.device) -> Pixels:
+    key = (f"{cache.folder.resolve()}:{cache.identity}", kind, str(device))
+    pixels = _open_pixels.get(key)
+    if pixels is None:
+        pixels = Pixels(cache.images if kind == "images" else cache.masks, device)
+        _open_pixels[key] = pixels
+    return pixels
 
 
 def group_units(data: SiteData, rows: Rows, unit: str) -> list[Rows]:

@@ -4,11 +4,13 @@ Simulation and deployment use the same class on the same kind of folder; only th
 that carries `shared` in and the `Update` out is different.
 """
 
+import os
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
@@ -26,6 +28,7 @@ from client.train import (
 )
 from common.checkpoint import read_arrays, write_arrays
 from common.errors import CacheError, LayoutError, Problem
+from common.findings import FINDINGS
 from common.model import MultitaskModel, build_model
 from common.parameters import LUNGS, Flat, Layout, flatten, load_flat, shared_layout
 from common.plan import Plan
@@ -68,9 +71,12 @@ class Site:
 
     @property
     def covers(self) -> tuple[str, ...]:
-        """Findings that the site annotates, and "lungs" if it has training masks."""
-        has_masks = bool((self.data.mask_row[self.data.rows("train")] >= 0).any())
-        return (*self.folder.settings.annotates, *((LUNGS,) if has_masks else ()))
+        """Findings with a usable label on a training row, and "lungs" with a training mask."""
+        rows = self.data.rows("train")
+        known = np.atleast_1d(self.data.known[rows].any(axis=0))
+        findings = (name for name, has in zip(FINDINGS, known, strict=True) if has)
+        has_masks = bool((self.data.mask_row[rows] >= 0).any())
+        return (*findings, *((LUNGS,) if has_masks else ()))
 
     def train(self, plan: Plan, round_number: int, shared: Flat) -> Update:
         """Train one round from the received shared parameters, (P,) float32.
@@ -129,13 +135,14 @@ class Site:
         return self._states(plan) / "final.safetensors"
 
     def heads(self, model: MultitaskModel) -> Heads:
-        """The model's heads as this site's: they speak on what the site annotates."""
+        """The model's heads as this site's: they speak on what the site could teach them."""
         covers = self.covers
         lungs = model.lungs if LUNGS in covers else None
-        return Heads(model.findings if covers else None, lungs, self.folder.settings.annotates)
+        findings = tuple(name for name in covers if name != LUNGS)
+        return Heads(model.findings if findings else None, lungs, findings)
 
     def _scores(self, resident: "_Resident", split: str) -> Scores:
-        rows = self.data.supervised(split)
+        rows = self.data.supervised(split, resident.tasks)
         heads = self.heads(resident.model)
         [own], _ = predict(resident.model, [heads], self.data, rows)
         return score(own, true_findings(self.data, rows), split)
@@ -145,7 +152,7 @@ class Site:
             return 1.0
         if plan.federation.weighting == "size":
             return float(len(self.data.rows("train")))
-        return float(len(self.data.supervised("train")))
+        return float(len(self.data.supervised("train", plan.tasks)))
 
     def _prepare(self, plan: Plan, shared: Flat) -> "_Resident":
         if plan.model.image_size != self.image_size:
@@ -207,9 +214,11 @@ class _Resident:
     """One plan's model, built once and kept on the device between rounds."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
+        if plan.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(plan.deterministic)
-        self.plan_sha256 = plan.sha256
-        self.model = build_model(plan).to(device)
+        self.plan_sha256, self.tasks = plan.sha256, plan.tasks
+        self.model = build_model(plan, pretrained=False).to(device)
         if device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: nn.Module = (

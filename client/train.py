@@ -21,6 +21,12 @@ from common.plan import Plan, TrainingPlan
 OptimizerState = dict[str, npt.NDArray[Any]]
 
 
+class NothingToLearnError(ConsiliumError):
+    """The site has no training row for the plan's tasks: it must not vote with a zero."""
+
+    code = "nothing-to-learn"
+
+
 class DivergedError(ConsiliumError):
     """The loss or a gradient is not finite any more."""
 
@@ -113,12 +119,13 @@ def train_round(
     """Train `model` in place on the site's training rows for one round.
 
     forward: the model itself, or its compiled form sharing the same parameters.
-    The optimizer keeps its moments. Raises DivergedError when the loss is not finite.
+    The optimizer keeps its moments. Raises DivergedError when the loss is not finite,
+    NothingToLearnError when the site has nothing that the plan could learn from.
     """
     training, tasks = plan.training, plan.tasks
-    units = group_units(data, data.supervised("train"), training.unit)
+    units = group_units(data, data.supervised("train", tasks), training.unit)
     if not units:
-        return RoundReport(0, 0.0, 0)
+        raise NothingToLearnError(f"site {site} has no labelled training row for this plan")
     steps = steps_per_round(training, len(units))
     mu = plan.federation.strategy.proximal_mu
     received = [p.detach().clone() for p in model.encoder.parameters()] if mu > 0 else []
@@ -185,7 +192,7 @@ def fit_findings_head(
     aggregation the shared encoder is a little different; `head_epochs` passes over features
     computed once bring the head there.
     """
-    rows = data.supervised("train")
+    rows = data.rows("train")
     rows = rows[data.known[rows].any(axis=1)]
     if plan.training.head_epochs == 0 or model.findings is None or len(rows) == 0:
         return

@@ -53,8 +53,7 @@ class LungsHead(nn.Module):
             nn.Conv2d(channels[stage], widths[stage], kernel_size=1) for stage in coarse_first
         )
         self.narrow = nn.ModuleList(
-            nn.Conv2d(widths[stage + 1], widths[stage], kernel_size=1)
-            for stage in coarse_first[1:]
+            nn.Conv2d(widths[stage + 1], widths[stage], kernel_size=1) for stage in coarse_first[1:]
         )
         self.smooth = nn.ModuleList(
             nn.Sequential(

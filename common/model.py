@@ -54,8 +54,11 @@ class MultitaskModel(nn.Module):
         return Outputs(findings, self.lungs(features))
 
 
-def build_model(plan: Plan) -> MultitaskModel:
+def build_model(plan: Plan, pretrained: bool = True) -> MultitaskModel:
     """The plan's model with the plan's initial weights: the same on every machine.
+
+    pretrained: whether to load the weights that the plan names. A site need not: it receives
+    them from the server, and may have neither the file nor a network.
 
     The seed is used inside a fork of torch's generator, so the caller's random state is kept.
     Raises InputError when pretrained weights are asked for and cannot be had.
@@ -65,7 +68,7 @@ def build_model(plan: Plan) -> MultitaskModel:
         encoder = build_encoder(plan.model.backbone)
         tasks = plan.tasks
         model = MultitaskModel(encoder, tasks.findings, tasks.lungs, plan.model.decoder_width)
-    if plan.model.pretrained != "none":
+    if pretrained and plan.model.pretrained != "none":
         load_pretrained(encoder, plan.model.backbone, plan.model.pretrained)
     return model
 

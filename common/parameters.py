@@ -41,8 +41,12 @@ class Layout:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of names and shapes. Two sides with the same digest can be averaged."""
-        text = json.dumps([self.names, self.shapes], separators=(",", ":"))
+        """Hex digest of names, shapes and findings: with the same one, sides can be averaged.
+
+        The findings belong to it although local heads don't travel: a site with another list
+        would train another task.
+        """
+        text = json.dumps([self.names, self.shapes, FINDINGS], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def coverage(self, covers: Collection[str]) -> npt.NDArray[np.bool_]:

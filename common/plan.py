@@ -233,11 +233,20 @@ def load_plan(path: Path) -> Plan:
         raise PlanError(
             Problem(file, "", found, "a mapping of plan keys", "Start from simulations/plans.")
         )
+    _resolve_weights(raw, path)
     try:
         # Through JSON: YAML lists then become the plan's tuples, in strict mode too.
         return Plan.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         raise PlanError(_problems(error, file)) from None
+
+
+def _resolve_weights(raw: dict[str, Any], path: Path) -> None:
+    """A weight file is named relative to its plan; Flower runs the server somewhere else."""
+    model = raw.get("model")
+    source = model.get("pretrained") if isinstance(model, dict) else None
+    if isinstance(source, str) and source not in ("none", "imagenet"):
+        raw["model"] = {**raw["model"], "pretrained": str((path.parent / source).resolve())}
 
 
 def _problems(error: ValidationError, file: str) -> list[Problem]:

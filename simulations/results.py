@@ -27,11 +27,11 @@ from common.bootstrap import (
     mean_interval,
     mean_of,
 )
-from common.checkpoint import read_arrays
+from common.checkpoint import array_sha256, read_arrays
 from common.findings import FINDINGS
 from common.metrics import auroc, calibration_table, choose_thresholds, macro, operating_table
 from common.model import MultitaskModel, build_model
-from common.parameters import load_flat, shared_layout
+from common.parameters import flatten, load_flat, shared_layout
 from common.plan import Plan
 from common.subgroups import subgroup_table
 from server.run_folder import BEST, LATEST, read_encoder
@@ -104,7 +104,7 @@ def _everything(data: SiteData) -> npt.NDArray[np.int64]:
 def _personal(plan: Plan, folder: Path, device: torch.device) -> tuple[MultitaskModel, Heads]:
     """A site's final model from its folder, and the heads with which it may speak."""
     site = Site.open(folder)
-    model = build_model(plan)
+    model = build_model(plan, pretrained=False)
     load_parameters(model, read_arrays(site.final_model(plan)))
     model = model.to(device)
     return model, site.heads(model)
@@ -118,7 +118,7 @@ def summarise(plan: Plan, prepared: Prepared) -> dict[str, Any]:
     """
     device = pick_device("auto")
     tests = load_tests(prepared, device)
-    federated = build_model(plan).to(device)
+    federated = build_model(plan, pretrained=False).to(device)
     file = LATEST if plan.evaluation.encoder == "last" else BEST
     layout = shared_layout(federated, plan.heads)
     load_flat(federated, layout, read_encoder(prepared.run / file, layout))
@@ -137,6 +137,7 @@ def summarise(plan: Plan, prepared: Prepared) -> dict[str, Any]:
         },
         "lungs": _lungs(plan, council, tests),
         "cross_site": cross_site(own, tests, prepared.sites),
+        "tested_encoder_sha256": array_sha256(flatten(federated, layout)),
         "cross_site_order": list(prepared.sites),
         "data": {
             "name": prepared.data,
@@ -156,7 +157,10 @@ def _alone(plan: Plan, prepared: Prepared, tests: Tests, device: torch.device) -
         names.append(POOLED)
     tested = {}
     for name in names:
-        model, heads = _personal(plan, baseline_folder(prepared, name), device)
+        folder = baseline_folder(prepared, name)
+        if not Site.open(folder).final_model(plan).exists():
+            continue  # it failed, and the experiment has said so
+        model, heads = _personal(plan, folder, device)
         [tested[name]], _ = run_models(model, [heads], tests)
     return tested
 

@@ -41,7 +41,7 @@ class Cache:
 
     index: the archive table without path and mask, plus row (int64, position in images) and
     mask_row (int64, position in masks, -1 for none). images: (N, S, S) uint8. masks: (M, S, S)
-    uint8, 0 or 1. identity: BLAKE2b hash of table, sources and size. skipped: columns image, reason.
+    uint8, 0 or 1. identity: hash of table, sources and size. skipped: columns image, reason.
     """
 
     folder: Path

@@ -11,7 +11,7 @@ from client.batches import group_units, load_site_data, select, training_batches
 from client.settings import open_site_folder
 from common.errors import DataError
 from common.findings import FINDINGS
-from common.plan import AugmentPlan
+from common.plan import AugmentPlan, TasksPlan
 from tests.conftest import ArchiveFactory
 from tests.unit.client.sites import small_cache, write_folder
 
@@ -48,7 +48,9 @@ def test_a_site_uses_only_what_it_annotates(tmp_path: Path, nih_archive: Archive
     assert not np.delete(data.known, annotated, axis=1).any()
     labelled = data.table["image"].map(cache.index.set_index("image")["labelled"]).to_numpy(bool)
     assert (data.known[:, annotated] == labelled[:, None]).all()
-    assert set(data.supervised("train")) == set(np.flatnonzero(labelled)) & set(data.rows("train"))
+    assert set(data.supervised("train", TasksPlan())) == set(np.flatnonzero(labelled)) & set(
+        data.rows("train")
+    )
 
 
 def test_labels_held_back_row_by_row_and_finding_by_finding(

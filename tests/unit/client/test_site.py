@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from common.errors import CacheError, LayoutError
 from common.findings import FINDINGS
 from common.model import build_model
 from common.parameters import Flat, flatten, shared_layout
-from common.plan import Plan
+from common.plan import Plan, TasksPlan
 from tests.conftest import ArchiveFactory
 from tests.unit.client.sites import small_cache, small_plan, write_folder
 
@@ -40,7 +41,7 @@ def test_an_update_says_what_it_is(folder: Path) -> None:
     assert np.abs(update.delta).max() > 0
     assert update.covers == (*FINDINGS, "lungs")
     assert set(update.metrics) == {"train_loss", "val_macro_auroc", "val_dice"}
-    assert update.weight == len(site.data.supervised("train"))
+    assert update.weight == len(site.data.supervised("train", TasksPlan()))
     assert update.seconds > 0
 
 
@@ -100,7 +101,7 @@ def test_weights(folder: Path, weighting: str) -> None:
     expected = {
         "equal": 1.0,
         "size": float(len(site.data.rows("train"))),
-        "labelled": float(len(site.data.supervised("train"))),
+        "labelled": float(len(site.data.supervised("train", TasksPlan()))),
     }[weighting]
     assert site.train(plan, 1, start(plan)).weight == expected
 
@@ -159,3 +160,34 @@ def test_a_plan_that_does_not_fit_is_refused(
 def test_auto_is_the_gpu_only_if_there_is_one() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "metrics"),
+    [({"lungs": False}, {"val_macro_auroc"}), ({"findings": False}, {"val_dice"})],
+)
+def test_single_task_plans_train_on_what_they_need(
+    tmp_path: Path, nih_archive: ArchiveFactory, tasks: dict[str, bool], metrics: set[str]
+) -> None:
+    """Half of the images have no mask, a fifth no label: neither may reach the wrong task."""
+    archive = nih_archive(patients=9, masks=True)
+    for mask in sorted((archive / "masks").glob("*_000.png")):
+        mask.unlink()
+    site = Site.open(write_folder(tmp_path / "ward", small_cache(archive, tmp_path / "cache")))
+    plan = small_plan(tasks=tasks)
+    update = site.train(plan, 1, start(plan))
+    assert set(update.metrics) == {"train_loss", *metrics}
+    assert np.isfinite(update.metrics["train_loss"])
+    assert update.weight == len(site.data.supervised("train", plan.tasks))
+
+
+def test_a_site_covers_only_what_it_can_teach(folder: Path) -> None:
+    rows = pd.read_parquet(folder / "rows.parquet")
+    rows.assign(labelled=False).to_parquet(folder / "rows.parquet")
+    assert Site.open(folder).covers == ("lungs",)
+
+
+def test_sites_share_one_copy_of_the_pixels(folder: Path) -> None:
+    first, second = Site.open(folder), Site.open(folder)
+    assert first.data.images is second.data.images
+    assert first.data.images is not first.data.masks

@@ -12,6 +12,7 @@ from client.batches import SiteData, load_site_data
 from client.settings import open_site_folder
 from client.train import (
     DivergedError,
+    NothingToLearnError,
     add_proximal_gradient,
     fit_findings_head,
     learning_rate,
@@ -25,7 +26,7 @@ from client.train import (
 )
 from common.losses import findings_loss
 from common.model import build_model
-from common.plan import Plan, TrainingPlan
+from common.plan import Plan, TasksPlan, TrainingPlan
 from tests.conftest import ArchiveFactory
 from tests.unit.client.sites import small_cache, small_plan, write_folder
 
@@ -91,7 +92,7 @@ def test_training_lowers_the_loss(data: SiteData, optimizer: str, unit: str) -> 
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_site_without_anything_to_learn_takes_no_step(data: SiteData) -> None:
+def test_a_site_without_anything_to_learn_abstains(data: SiteData) -> None:
     empty = SiteData(
         data.table, data.targets, np.zeros_like(data.known), data.image_row,
         np.full_like(data.mask_row, -1), data.images, data.masks,
@@ -99,8 +100,8 @@ def test_a_site_without_anything_to_learn_takes_no_step(data: SiteData) -> None:
     plan = small_plan()
     model = build_model(plan)
     before = [p.clone() for p in model.parameters()]
-    report = train_round(model, model, make_optimizer(model, plan.training), empty, plan, 1, "w")
-    assert (report.steps, report.images) == (0, 0)
+    with pytest.raises(NothingToLearnError, match="site w has no labelled training row"):
+        train_round(model, model, make_optimizer(model, plan.training), empty, plan, 1, "w")
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -147,7 +148,7 @@ def test_the_head_is_fitted_and_the_encoder_left_alone(data: SiteData) -> None:
     plan = small_plan(training=training)
     model = build_model(plan)
     encoder = [p.clone() for p in model.encoder.parameters()]
-    rows = data.supervised("train")
+    rows = data.supervised("train", TasksPlan())
     features = pooled_features(model, data, rows)
     targets, known = torch.from_numpy(data.targets[rows]), torch.from_numpy(data.known[rows])
 

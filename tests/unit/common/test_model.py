@@ -223,3 +223,11 @@ def test_build_model_loads_pretrained_weights(tmp_path: Path) -> None:
     assert torch.allclose(
         model.encoder.stages[0][0].weight, state["conv1.weight"].sum(dim=1, keepdim=True)
     )
+
+
+def test_a_site_needs_no_pretrained_weights(tmp_path: Path) -> None:
+    missing = ModelPlan(backbone="resnet18", pretrained=str(tmp_path / "none.pth"))
+    plan = Plan(name="a", model=missing)
+    with pytest.raises(InputError):
+        build_model(plan)
+    assert build_model(plan, pretrained=False).findings is not None

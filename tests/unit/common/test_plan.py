@@ -102,3 +102,9 @@ def test_a_plan_with_byte_order_mark_is_read(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_bytes(b"\xef\xbb\xbfname: a\r\nseed: 2\r\n")
     assert load_plan(file).seed == 2
+
+
+def test_a_weight_file_is_named_relative_to_its_plan(tmp_path: Path) -> None:
+    plan = load_plan(write(tmp_path, "name: a\nmodel: {pretrained: weights/x.pth}\n"))
+    assert plan.model.pretrained == str(tmp_path / "weights" / "x.pth")
+    assert load_plan(write(tmp_path, "name: a\n")).model.pretrained == "none"
