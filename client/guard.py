@@ -5,7 +5,6 @@ The server's firewall checks again, but a site does not rely on that: what has l
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,9 +14,7 @@ from common.findings import FINDINGS
 from common.parameters import LUNGS, Layout
 from common.plan import Plan
 from common.update import Update
-
-# Losses and validation scores. A metric of another name is a bug or an attempt.
-METRIC = re.compile(r"(train|val)_[A-Za-z0-9_]{1,60}")
+from common.wire import METRIC_NAME
 
 
 def check_leaving(update: Update, plan: Plan, number: int, site: str, layout: Layout) -> None:
@@ -50,7 +47,7 @@ def check_leaving(update: Update, plan: Plan, number: int, site: str, layout: La
 def check_metrics(metrics: Mapping[str, float]) -> None:
     """Raise RefusedError unless every metric has an allowed name and is a finite float."""
     for name, value in metrics.items():
-        if not METRIC.fullmatch(name):
+        if not METRIC_NAME.fullmatch(name):
             raise RefusedError(f"metric {name!r} may not leave the site")
         if not isinstance(value, float) or not math.isfinite(value):
             raise RefusedError(f"metric {name} is {value!r}, not a finite number")

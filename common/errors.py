@@ -18,6 +18,7 @@ messages hold file names and values, and stay in the site's own log.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class InputError(ConsiliumError):
         if hidden > 0:
             lines.append(f"... and {hidden} more of this kind")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the Problems: by default the message would come back as the argument."""
+        return type(self), (self.problems,)
 
 
 class PlanError(InputError):
@@ -121,3 +126,7 @@ class UpdateRejectedError(ConsiliumError):
     def __init__(self, site: str, code: str, detail: str) -> None:
         self.site, self.code, self.detail = site, code, detail
         super().__init__(f"update of site {site!r} rejected: {code}: {detail}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the three parts, not by the message made of them."""
+        return type(self), (self.site, self.code, self.detail)

@@ -5,6 +5,9 @@ beside them. Nothing here knows Flower: the apps at the edge wrap these three di
 into its records.
 """
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +21,11 @@ from common.update import Broadcast, Update
 
 Wire = Literal["bf16", "fp32"]
 Scalar = int | float | str | bool | list[str]
+
+# Losses and scores, as a site's guard lets them out. No real one comes near the limit; beyond
+# it, a mean over the sites could overflow.
+METRIC_NAME = re.compile(r"(train|val)_[A-Za-z0-9_]{1,60}")
+METRIC_LIMIT = 1e6
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ def pack_update(update: Update, wire: Wire) -> Parcel:
 def unpack_update(parcel: Parcel) -> Update:
     """Read a parcel that came from a site; the server trusts nothing in it.
 
-    Raises UpdateRejectedError with code "schema" when a part is missing or of a wrong type.
+    Raises UpdateRejectedError with code "schema" when a part is missing or of a wrong type, or
+    a metric is not what `unpack_metrics` takes.
     """
     config = parcel.config
     site = str(config.get("site", "?"))
@@ -90,13 +99,29 @@ def unpack_update(parcel: Parcel) -> Update:
             delta=unpack(parcel.arrays["delta"], str(config["wire"])),
             weight=float(_number(config["weight"])),
             covers=tuple(covers),
-            metrics=parcel.metrics,
+            metrics=unpack_metrics(parcel.metrics),
             seconds=float(_number(config["seconds"])),
         )
     except KeyError as error:
         raise UpdateRejectedError(site, "schema", f"{error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UpdateRejectedError(site, "schema", str(error)) from None
+
+
+def unpack_metrics(metrics: Mapping[str, object]) -> dict[str, float]:
+    """Metrics that came from a site: finite floats of at most METRIC_LIMIT, by allowed names.
+
+    Flower's MetricRecord also carries lists. Raises ValueError for the first that is wrong.
+    """
+    checked = {}
+    for name, value in metrics.items():
+        if not METRIC_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a metric")
+        # A NaN compares false, too.
+        if not (isinstance(value, float) and math.fabs(value) <= METRIC_LIMIT):
+            raise ValueError(f"metric {name} is {value!r}, not a number within {METRIC_LIMIT:g}")
+        checked[name] = float(value)
+    return checked
 
 
 def pack_broadcast(broadcast: Broadcast, wire: Wire) -> Parcel:

@@ -185,6 +185,6 @@ def _to_reply(message: Message) -> Reply:
         arrays = {name: value.numpy() for name, value in content.array_records["arrays"].items()}
         config = cast(dict[str, Scalar], dict(content.config_records["config"]))
         metrics = cast(dict[str, float], dict(content.metric_records["metrics"]))
-    except (KeyError, TypeError, ValueError):
+    except Exception:  # whatever Flower's decoding of a site's bytes raises: they are the site's
         return Reply(node, None, "malformed-reply")
     return Reply(node, Parcel(arrays, config, metrics), str(config.get("error", "")))

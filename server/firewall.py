@@ -5,8 +5,8 @@ weight. So every update is checked here before any arithmetic sees it, and a ref
 named: site, reason, number.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,15 +17,22 @@ from common.update import SCHEMA, Update
 
 NORM_FACTOR = 10.0  # times the round's median norm, when the plan sets no limit
 NORM_QUORUM = 3  # a median of fewer norms can't tell who is the outlier
+WEIGHT_LIMIT = 1e8  # images in a site: more than any archive has
+WEIGHT_CHANGE = 2.0  # a site's data may grow or shrink during a run, but not by more
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an update of this round has to match."""
+    """What an update of this round has to match.
+
+    weighting: the plan's. weights: what each site weighed when it was first accepted.
+    """
 
     plan_sha256: str
     round: int
     layout: Layout
+    weighting: str
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_update(update: Update, expected: Expected) -> None:
@@ -51,6 +58,7 @@ def check_update(update: Update, expected: Expected) -> None:
         detail = f"layout {update.layout_sha256[:12]}, not {layout.sha256[:12]}"
         raise UpdateRejectedError(site, "layout", detail)
     _check_numbers(update)
+    _check_weight(update, expected)
     unknown = [name for name in update.covers if name not in FINDINGS and name != LUNGS]
     if unknown:
         raise UpdateRejectedError(site, "coverage", f"unknown finding {unknown[0]!r}")
@@ -64,8 +72,30 @@ def _check_numbers(update: Update) -> None:
     for name, value in {**update.metrics, "seconds": update.seconds}.items():
         if not np.isfinite(value):
             raise UpdateRejectedError(update.site, "not-finite", f"metric {name} is {value}")
-    if not (np.isfinite(update.weight) and update.weight > 0):
-        raise UpdateRejectedError(update.site, "weight", f"weight {update.weight}")
+
+
+def _check_weight(update: Update, expected: Expected) -> None:
+    """A weight is the site's own word, so it is held to what a count of images can be.
+
+    Under "equal" it is 1. Else it is a whole number up to WEIGHT_LIMIT that stays within
+    WEIGHT_CHANGE of the site's first one: a site can't lie low and then take the average over.
+    A site that claims most of the images from the start can't be told from a large hospital;
+    that one is named in the progress (`records.heavy_site`).
+    """
+    weight = update.weight
+    first = expected.weights.get(update.site, weight)
+    detail = ""
+    if not (np.isfinite(weight) and weight > 0):
+        detail = f"weight {weight}"
+    elif expected.weighting == "equal":
+        if weight != 1.0:
+            detail = f"weight {weight:g}, not 1 as under equal weighting"
+    elif weight > WEIGHT_LIMIT or not float(weight).is_integer():
+        detail = f"weight {weight:g} is no count of images up to {WEIGHT_LIMIT:g}"
+    elif not first / WEIGHT_CHANGE <= weight <= first * WEIGHT_CHANGE:
+        detail = f"weight {weight:g}, but {first:g} when it was first accepted"
+    if detail:
+        raise UpdateRejectedError(update.site, "weight", detail)
 
 
 def update_norm(delta: Flat) -> float:

@@ -1,7 +1,9 @@
 """What is written down about a round, and the score by which encoders are compared."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from server.firewall import update_norm
 from server.run_folder import Best
 
 SCORES = ("val_macro_auroc", "val_dice")  # what chooses the best encoder, in this order
+HEAVY = 0.9  # of a round's weight: then the average is in truth one site's model
 
 
 @dataclass(eq=False)
@@ -72,6 +75,24 @@ def round_record(
         "score": None if score is None else {"metric": score[0], "mean": score[1]},
         **answers.record(),
     }
+
+
+def first_weights(file: Path) -> dict[str, float]:
+    """What each site weighed when it was first accepted, from the finished rounds.jsonl."""
+    weights: dict[str, float] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        for site, said in json.loads(line)["sites"].items():
+            weights.setdefault(site, said["weight"])
+    return weights
+
+
+def heavy_site(updates: Sequence[Update]) -> str | None:
+    """A warning that names the site with more than HEAVY of the round's weight, if any."""
+    heaviest = max(updates, key=lambda update: update.weight)
+    share = heaviest.weight / sum(update.weight for update in updates)
+    if len(updates) == 1 or share <= HEAVY:
+        return None
+    return f"  {heaviest.site}: has {share:.1%} of the weight of this round"
 
 
 def mean_score(updates: Sequence[Update]) -> tuple[str, float] | None:

@@ -14,18 +14,27 @@ from common.errors import NotEnoughSitesError, RoundFailedError, UpdateRejectedE
 from common.parameters import Flat, Layout
 from common.plan import Plan
 from common.update import Broadcast
-from common.wire import Parcel, pack_broadcast, unpack_update
+from common.wire import Parcel, pack_broadcast, unpack_metrics, unpack_update
 from server.firewall import Expected, check_update, screen_norms
-from server.records import Answers, better, progress_line, round_record
+from server.records import (
+    Answers,
+    better,
+    first_weights,
+    heavy_site,
+    progress_line,
+    round_record,
+)
 from server.roster import Roster, clean_code
-from server.run_folder import RunFolder, State
+from server.run_folder import ROUNDS, RunFolder, State
 from server.strategy import Aggregator
 from server.transport import BASE_MISSING, FINISH, HELLO, TRAIN, Reply, Transport
 
-# Takes one site's good answer in and says in words what it was; raises UpdateRejectedError.
+# Takes one site's good answer in and says in words what it was; whatever it raises is that
+# site's rejection, so the answer is taken in last.
 Judge = Callable[[Answers, int, Parcel], str]
 
 POLL_SECONDS = 0.2  # between two looks at who is connected
+DETAIL = 200  # characters of a rejection that are kept: a site may send any text
 
 
 class Federation:
@@ -47,6 +56,7 @@ class Federation:
         self._aggregator.restore(folder.state.strategy)
         self._roster = Roster()
         self._base_sha256 = array_sha256(folder.base)
+        self._weights = first_weights(folder.path / ROUNDS)
 
     def run(self) -> None:
         """Do every round that is not finished yet, then let the sites fit their final heads.
@@ -100,7 +110,9 @@ class Federation:
     def _round(self, number: int) -> None:
         started = time.monotonic()
         state, federation = self._folder.state, self._plan.federation
-        expected = Expected(self._plan.sha256, number, self._layout)
+        expected = Expected(
+            self._plan.sha256, number, self._layout, federation.weighting, self._weights
+        )
 
         def judge(answers: Answers, node: int, parcel: Parcel) -> str:
             update = unpack_update(parcel)
@@ -124,6 +136,9 @@ class Federation:
         record["encoder_sha256"] = array_sha256(shared)
         best = better(state.best, number, good)
         self._folder.commit(State(number, shared, self._aggregator.state(), best), record)
+        self._weights = {update.site: update.weight for update in good} | self._weights
+        if (warning := heavy_site(good)) is not None:
+            self._say(warning)
         self._say(progress_line(record, federation.rounds))
 
     def _finish(self) -> None:
@@ -135,9 +150,7 @@ class Federation:
             final = self._folder.best_encoder()
 
         def judge(answers: Answers, node: int, parcel: Parcel) -> str:
-            values = parcel.metrics.items()
-            finite = {name: float(value) for name, value in values if np.isfinite(value)}
-            answers.metrics[self._roster.name(node)] = finite
+            answers.metrics[self._roster.name(node)] = unpack_metrics(parcel.metrics)
             return "has its final heads"
 
         answers = self._ask(FINISH, rounds, final, judge)
@@ -191,13 +204,18 @@ class Federation:
             self._say(f"  {name}: {code}")
             return
         self._roster.holders.add(reply.node)
-        answers.bytes_up += reply.parcel.bytes
         try:
-            self._say(f"  {name}: {judge(answers, reply.node, reply.parcel)}")
+            answers.bytes_up += reply.parcel.bytes
+            words = judge(answers, reply.node, reply.parcel)
         except UpdateRejectedError as error:
-            rejected = UpdateRejectedError(name, error.code, error.detail)
-            answers.rejected.append(rejected)
-            self._say(f"  {name}: rejected, {error.code}: {error.detail}")
+            code, detail = error.code, error.detail[:DETAIL]
+        except Exception as error:  # one site's answer, however odd, must not end the run
+            code, detail = "schema", f"{type(error).__name__}: {error}"[:DETAIL]
+        else:
+            self._say(f"  {name}: {words}")
+            return
+        answers.rejected.append(UpdateRejectedError(name, code, detail))
+        self._say(f"  {name}: rejected, {code}: {detail}")
 
     def _parcels(self, number: int, shared: Flat) -> tuple[Parcel, Parcel]:
         """The broadcast without and with the base."""

@@ -5,7 +5,7 @@
     checkpoints/round-N          shared parameters after round N, and the strategy's moments
     rounds.jsonl                 one line a round
     state.json                   which round is finished and which checkpoints belong to it
-    encoder-latest, encoder-best the encoder by parameter names, for people and programs
+    encoder-latest, encoder-best the encoder by names; best is latest while no round is scored
     progress.log                 the lines that a person follows
 
 A round is finished when state.json says so: it is replaced in one step, after the checkpoint
@@ -83,6 +83,7 @@ def check_run(path: Path, plan: Plan, resume: bool) -> None:
     if not begun(path):
         found, next_step = "no run to resume", "Start without resume."
         raise InputError(Problem(str(path), "", found, "a run folder", next_step))
+    _lock(path).close()  # refused here while its server is alive
     found = read_json(path / STATE)["plan_sha256"]
     if found != plan.sha256:
         raise InputError(
@@ -246,11 +247,10 @@ class RunFolder:
     def _publish(self) -> None:
         """Write the encoder files that follow from the state, and drop older checkpoints."""
         self._write_named(self.path / LATEST, self.state.shared)
+        self._write_named(self.path / BEST, self.best_encoder())
         needed = {self._checkpoint(self.state.round)}
-        best = self.state.best
-        if best is not None:
-            needed.add(self._checkpoint(best.round))
-            self._write_named(self.path / BEST, self.best_encoder())
+        if self.state.best is not None:
+            needed.add(self._checkpoint(self.state.best.round))
         for file in (self.path / "checkpoints").glob("round-*.safetensors"):
             if file not in needed:
                 file.unlink()

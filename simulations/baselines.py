@@ -6,8 +6,13 @@ with the same schedule; the only difference is that nobody is averaged with.
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import signal
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +22,14 @@ import torch
 from client.settings import open_site_folder
 from client.site import Site
 from common.checkpoint import read_arrays, write_arrays
+from common.errors import ConsiliumError
 from common.findings import FINDINGS
 from common.model import build_model
 from common.parameters import Flat, flatten, shared_layout
 from common.plan import Plan, plan_from_json
 from simulations.prepare import Prepared, write_site
+from simulations.processes import MARK, Reaper
+from simulations.runtime import _terminable as terminable
 
 POOLED = "pooled"
 
@@ -97,19 +105,57 @@ def _progress(plan: Plan, folder: Path) -> tuple[Flat, int]:
     return flatten(model, shared_layout(model, plan.heads)), 0
 
 
-def train_baselines(plan: Plan, folders: Sequence[Path], progress: Callable[[str], None]) -> None:
+def train_baselines(
+    plan: Plan, folders: Sequence[Path], progress: Callable[[str], None]
+) -> dict[str, str]:
     """Train all folders, side by side as far as the cores or the one GPU allow.
 
-    progress is called with the name of each that is done. An error of one is raised after the
-    others have ended; what is finished stays finished for the next call.
+    progress is called with the name of each that is done. Returns those that failed, name:
+    reason; the others go on without them. On Ctrl-C, SIGTERM or the death of this process the
+    workers are stopped; what is finished stays finished for the next call.
+    Raises ConsiliumError when a worker process itself died: that ends the others, too.
     """
     threads = max(1, round(plan.simulation.cpus_per_site))
-    side_by_side = max(1, (os.cpu_count() or 1) // threads)
+    side_by_side = max(1, len(os.sched_getaffinity(0)) // threads)
     if torch.cuda.is_available():
         side_by_side = max(1, int(1 / (plan.simulation.gpus_per_site or 1.0)))
+    failed = {}
+    with _workers(side_by_side) as pool:
+        jobs = {pool.submit(train_alone, plan.to_json(), each, threads): each for each in folders}
+        for job in as_completed(jobs):
+            try:
+                progress(job.result())
+            except BrokenProcessPool:
+                raise ConsiliumError(
+                    "a baseline's process died (out of memory?); resume the run"
+                ) from None
+            except Exception as error:
+                failed[jobs[job].name] = str(error) or type(error).__name__
+    return failed
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes of which none outlives this one, not even after kill -9."""
+    # Python's own helper process serves others after us: started now, it carries no mark.
+    resource_tracker.ensure_running()
+    mark = uuid.uuid4().hex
     # spawn: a forked child cannot use CUDA, and inherits locks of libraries' threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(side_by_side, mp_context=context) as pool:
-        jobs = [pool.submit(train_alone, plan.to_json(), folder, threads) for folder in folders]
-        for job in as_completed(jobs):
-            progress(job.result())
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_ignore_interrupts)
+    try:
+        with terminable(), Reaper(mark):
+            os.environ[MARK] = mark
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise  # and the reaper stops those at work
+            pool.shutdown()
+    finally:
+        os.environ.pop(MARK, None)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole terminal; the parent alone answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

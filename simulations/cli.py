@@ -4,8 +4,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,9 +48,6 @@ def main() -> None:
     except ConsiliumError as error:
         console.print(f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("interrupted; go on with --resume")
-        sys.exit(INTERRUPTED)
 
 
 @app.command()
@@ -69,6 +67,7 @@ def run(
     # torch and Flower are loaded only by the command that needs them.
     from simulations.experiment import (
         Request,
+        discard_empty_run,
         load_request,
         open_run,
         print_result,
@@ -78,8 +77,11 @@ def run(
 
     with _output(as_json) as console:
         if resume is not None:
+            given = {"PLAN": plan_file, "--data": data, "--masks": masks, "--sites": sites}
+            _refuse_with_resume(given | {"--out": out})
             folder, plan = resume, resume_run(resume)
             request = load_request(folder)
+            request = replace(request, skip_bad=request.skip_bad or skip_bad)
         else:
             plan = _with_sites(_required_plan(plan_file), sites)
             stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -87,10 +89,28 @@ def run(
             request = Request(data, masks, skip_bad)
             open_run(plan, folder, request)
         console.print(f"plan {plan.name} ({plan.sha256[:12]}), run folder {folder}")
-        summary = run_experiment(plan, folder, request, console)
+        try:
+            summary = run_experiment(plan, folder, request, console)
+        except KeyboardInterrupt:
+            hint = f"interrupted; go on with `consilium-sim run --resume {folder}`"
+            typer.echo(hint, err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except InputError:
+            if resume is None:
+                discard_empty_run(folder)
+            raise
         print_result(summary, folder, console)
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))
+
+
+def _refuse_with_resume(given: Mapping[str, object]) -> None:
+    """A run goes on as it was begun. Raises InputError for what would silently be ignored."""
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        found, allowed = f"{', '.join(extra)} too", "--resume RUN alone, or with --skip-bad"
+        step = "Leave them out, or start a new run."
+        raise InputError(Problem("command line", "--resume", found, allowed, step))
 
 
 def _required_plan(plan_file: Path | None) -> Plan:
@@ -171,7 +191,11 @@ def bench(
     """Measure the ratios that this project holds itself to."""
     from simulations.bench import measure, print_rows
 
-    rows = measure([int(number) for number in only.split(",")], repeats)
+    numbers = only.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        allowed, step = "numbers with commas between them", "For example --only 1,2,8."
+        raise InputError(Problem("command line", "--only", repr(only), allowed, step))
+    rows = measure([int(number) for number in numbers], repeats)
     print_rows(rows, Console())
     if out is not None:
         write_json(out, rows)

@@ -4,8 +4,11 @@ Every step leaves its result in the run folder and is skipped when it is already
 `--resume` goes on after a crash of any step.
 """
 
+import fcntl
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,18 @@ from rich.console import Console
 from rich.table import Table
 
 from common.checkpoint import read_json, write_bytes, write_json
-from common.errors import ConsiliumError, InputError, Problem
+from common.errors import ConsiliumError, InputError, NotEnoughSitesError, Problem
 from common.plan import Plan, load_plan
 from server.report import write_report
 from simulations.baselines import train_baselines, write_baselines
 from simulations.prepare import Prepared, load_prepared, prepare
 from simulations.results import summarise
-from simulations.runtime import run_simulation
+from simulations.runtime import _terminable as terminable
+from simulations.runtime import run_simulation, share_resources
 
 PLAN_FILE, REQUEST_FILE = "experiment.yaml", "request.json"
+LOCK = ".experiment.lock"
+REPORTS = ("summary.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,17 @@ class Request:
 
 
 def open_run(plan: Plan, run: Path, request: Request) -> None:
-    """Make a new run folder. Raises InputError when there is something in it already."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    """Make a new run folder.
+
+    Raises InputError when there is something in it already, or when it cannot be made.
+    """
+    try:
+        taken = run.exists() and (not run.is_dir() or any(run.iterdir()))
+        if not taken:
+            run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(_unwritable(run, error)) from None
+    if taken:
         raise InputError(
             Problem(
                 str(run),
@@ -47,12 +62,27 @@ def open_run(plan: Plan, run: Path, request: Request) -> None:
                 "Choose another --out, or go on with --resume.",
             )
         )
-    run.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False)
     write_bytes(run / PLAN_FILE, text.encode())
     paths = {"data": request.data, "masks": request.masks}
     asked = {key: None if path is None else str(path.absolute()) for key, path in paths.items()}
     write_json(run / REQUEST_FILE, asked | {"skip_bad": request.skip_bad})
+
+
+def _unwritable(run: Path, error: OSError) -> Problem:
+    reason = error.strerror or type(error).__name__
+    step = "Free space or choose another --out."
+    return Problem(str(run), "", reason, "a folder that can be written", step)
+
+
+def discard_empty_run(run: Path) -> None:
+    """Remove a new run folder in which nothing was prepared, so that its name stays free."""
+    if any((run / part).exists() for part in ("archive", "cache", "sites")):
+        return
+    with suppress(OSError):
+        for name in (PLAN_FILE, REQUEST_FILE, LOCK, *REPORTS):
+            (run / name).unlink(missing_ok=True)
+        run.rmdir()
 
 
 def resume_run(run: Path) -> Plan:
@@ -74,26 +104,74 @@ def load_request(run: Path) -> Request:
 def run_experiment(plan: Plan, run: Path, request: Request, console: Console) -> dict[str, Any]:
     """Do all that is left to do in the run folder; return the summary that it also writes.
 
-    Raises ConsiliumError of the step that failed, after writing a report that says so.
+    However a step ends it, Ctrl-C and SIGTERM included, a report that says so is written first.
+    Raises ConsiliumError of the step that failed, InputError at once when another process is
+    at work in the folder.
     """
     started = time.monotonic()
-    prepared = load_prepared(run)
-    if prepared is None:
-        prepared = prepare(plan, run, request.data, request.masks, request.skip_bad, console)
     summary: dict[str, Any] = {"plan": plan.model_dump(mode="json"), "plan_sha256": plan.sha256}
-    try:
-        _federate(plan, prepared, console)
-        _train_baselines(plan, prepared, console)
-        console.print("testing on what no hospital has seen")
-        summary |= summarise(plan, prepared)
-        summary |= {"status": "completed"}
-    except ConsiliumError as error:
-        summary |= {"status": "failed", "reason": str(error)}
-        raise
-    finally:
+    summary |= {"status": "failed", "reason": "interrupted"}
+    with _locked(run), terminable():
+        try:
+            prepared = _prepare(plan, run, request, console)
+            _federate(plan, prepared, console)
+            failed = _train_baselines(plan, prepared, console)
+            console.print("testing on what no hospital has seen")
+            summary |= summarise(plan, prepared) | {"failed_baselines": failed}
+            summary |= {"status": "completed"}
+            del summary["reason"]
+        except BaseException as error:
+            summary |= {"status": "failed", "reason": _reason(error)}
+            # What ended the run must be seen, not what then went wrong with its report.
+            with suppress(Exception):
+                _write(summary | _course(run, time.monotonic() - started), run)
+            raise
         summary |= _course(run, time.monotonic() - started)
         _write(summary, run)
     return summary
+
+
+def _reason(error: BaseException) -> str:
+    """Why a run ended. Of an unexpected error only the type: its text may hold anything."""
+    if isinstance(error, ConsiliumError):
+        return str(error)
+    return type(error).__name__ if isinstance(error, Exception) else "interrupted"
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Hold the run folder. The kernel lets go of the lock when the process ends, however."""
+    try:
+        file = (run / LOCK).open("ab")
+    except OSError as error:
+        raise InputError(_unwritable(run, error)) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found, allowed = "another process at work in it", "one process per run folder"
+            problem = Problem(str(run), "", found, allowed, "Wait for it, or stop it first.")
+            raise InputError(problem) from None
+        yield
+
+
+def _prepare(plan: Plan, run: Path, request: Request, console: Console) -> Prepared:
+    """The prepared run folder; what costs nothing to check is checked before any decoding."""
+    prepared = load_prepared(run)
+    if prepared is not None:
+        return prepared
+    has_mask_hospital = request.masks is not None and (request.masks / "images").is_dir()
+    sites = plan.simulation.sites + has_mask_hospital
+    if sites < plan.federation.min_sites:
+        raise NotEnoughSitesError(
+            f"the plan needs {plan.federation.min_sites} sites (federation.min_sites), "
+            f"the simulation has {sites}"
+        )
+    share_resources(plan.simulation, sites)
+    try:
+        return prepare(plan, run, request.data, request.masks, request.skip_bad, console)
+    except OSError as error:
+        raise InputError(_unwritable(run, error)) from None
 
 
 def _federate(plan: Plan, prepared: Prepared, console: Console) -> None:
@@ -103,14 +181,18 @@ def _federate(plan: Plan, prepared: Prepared, console: Console) -> None:
     run_simulation(plan, prepared.run, prepared.sites_folder, len(prepared.sites), console)
 
 
-def _train_baselines(plan: Plan, prepared: Prepared, console: Console) -> None:
+def _train_baselines(plan: Plan, prepared: Prepared, console: Console) -> dict[str, str]:
+    """Train what is left to train; the baselines that failed, and why."""
     folders = write_baselines(prepared, plan)
     if not folders:
-        return
+        return {}
     started = time.monotonic()
-    console.print(f"baselines: {len(folders)} models, the same rounds and steps, nobody averaged")
-    train_baselines(plan, folders, lambda name: console.print(f"  {name} done"))
+    console.print(f"baselines: {len(folders)} models, the same rounds and passes, nobody averaged")
+    failed = train_baselines(plan, folders, lambda name: console.print(f"  {name} done"))
+    for name, reason in failed.items():
+        console.print(f"  {name} failed, and is left out: {reason}", markup=False)
     console.print(f"  baselines took {time.monotonic() - started:.0f} s")
+    return failed
 
 
 def _course(run: Path, seconds: float) -> dict[str, Any]:
@@ -145,6 +227,8 @@ def print_result(summary: dict[str, Any], run: Path, console: Console) -> None:
     for heading in ("model", "macro AUROC", "95 % interval", "lung Dice"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     lungs = summary["lungs_alone"]
+    for name in summary["failed_baselines"]:
+        table.add_row(f"{name}, alone: failed", "-", "-", "-")
     for name, scores in summary["local_only"].items():
         table.add_row(f"{name}, alone", *_cells(scores), _number(lungs[name]["dice"]))
     if summary["local_mean"] is not None:

@@ -4,28 +4,31 @@ A prepared run folder holds `cache/` (shared by all), `sites/<hospital>/`, and i
 tests that no hospital ever sees: `global_test.parquet` for findings, `lungs_test.parquet`.
 """
 
+import io
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from client.cache import Cache, build_cache, open_cache
+from client.cache import Cache, build_cache
 from client.nih import Archive, open_archive
 from client.settings import SITE_FILE
-from common.checkpoint import read_json, write_json
+from common.checkpoint import read_json, write_bytes, write_json
 from common.errors import DataError, PartitionError, Problem
 from common.plan import Plan
-from simulations.partition import partition, print_summary, read_groups, write_sites
+from simulations.partition import Partition, partition, print_summary, read_groups, write_sites
 from simulations.phantom import make_phantom
 
 MASK_HOSPITAL = "masks"
 PREPARED = "prepared.json"
+RESERVED = {MASK_HOSPITAL, "pooled"}  # the names of what the experiment adds to the hospitals
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,16 @@ def prepare(
     for remark in archive.remarks:
         console.print(f"  note: {remark}")
     both = archive if mask_archive is None else _combine(archive, mask_archive)
+    # The table alone shows whether the partition can be met: before hours of decoding.
+    parts = _partition(archive.table, plan, data)
+    if mask_archive is not None:
+        outlined = mask_archive.table[mask_archive.table["mask"] != ""]
+        _share_masks(outlined, plan, parts)
     cache = _cache(both, run / "cache", plan.model.image_size, skip_bad, console)
     index = cache.index
     findings_rows = index[index["image"].isin(archive.table["image"])].reset_index(drop=True)
     mask_rows = index[~index["image"].isin(archive.table["image"])]
-    groups_file = data / "hospitals.csv"
-    groups = read_groups(groups_file) if groups_file.exists() else None
-    spec, sites = plan.simulation.partition, plan.simulation.sites
-    parts = partition(findings_rows, spec, sites, plan.seed, groups)
+    parts = _partition(findings_rows, plan, data)  # again: bad images may have been left out
     sites_folder = run / "sites"
     if sites_folder.exists():
         shutil.rmtree(sites_folder)  # half of an earlier call: nothing was trained in it yet
@@ -109,12 +114,17 @@ def prepare(
     names = list(parts.sites)
     test_images = set(parts.test["image"])
     if mask_archive is not None:
-        held_back = _mask_hospital(mask_rows, plan, sites_folder)
+        outlined = mask_rows[mask_rows["mask_row"] >= 0]
+        held_back, own, seen = _share_masks(outlined, plan, parts)
+        settings = {"name": MASK_HOSPITAL, "cache": "../../cache", "annotates": []}
+        write_site(sites_folder / MASK_HOSPITAL, settings, own)
+        if seen:
+            console.print(f"  left out {seen} masks of patients in the findings test")
         names.append(MASK_HOSPITAL)
     else:
         held = findings_rows["image"].isin(test_images) & (findings_rows["mask_row"] >= 0)
-        held_back = findings_rows.loc[held, "image"]
-    pd.DataFrame({"image": list(held_back)}).to_parquet(sites_folder / "lungs_test.parquet")
+        held_back = list(findings_rows.loc[held, "image"])
+    _write_parquet(sites_folder / "lungs_test.parquet", pd.DataFrame({"image": list(held_back)}))
     prepared = Prepared(run, tuple(sorted(names)), data.absolute().name, synthetic)
     known = {"sites": prepared.sites, "data": prepared.data, "synthetic": synthetic}
     write_json(run / PREPARED, known)
@@ -164,8 +174,6 @@ def _combine(first: Archive, second: Archive) -> Archive:
 
 
 def _cache(archive: Archive, folder: Path, size: int, skip_bad: bool, console: Console) -> Cache:
-    if (folder / "manifest.json").exists():
-        return open_cache(folder)
     with _bar(console) as progress:
         task = progress.add_task("decoding", total=len(archive.table))
         cache = build_cache(
@@ -181,11 +189,39 @@ def _cache(archive: Archive, folder: Path, size: int, skip_bad: bool, console: C
     return cache
 
 
-def _mask_hospital(rows: pd.DataFrame, plan: Plan, sites: Path) -> "pd.Series[str]":
-    """Write the hospital that owns masks and annotates nothing; return the held-back images."""
+def _partition(table: pd.DataFrame, plan: Plan, data: Path) -> Partition:
+    """Cut the table into hospitals. Raises PartitionError, for a reserved name as well."""
+    groups_file = data / "hospitals.csv"
+    groups = read_groups(groups_file) if groups_file.exists() else None
+    spec, sites = plan.simulation.partition, plan.simulation.sites
+    parts = partition(table, spec, sites, plan.seed, groups)
+    taken = sorted(RESERVED & set(parts.sites))
+    if taken:
+        found, allowed = f"a hospital named {taken[0]!r}", f"a name not in {sorted(RESERVED)}"
+        raise PartitionError(Problem(str(groups_file), "Hospital", found, allowed, "Rename it."))
+    return parts
+
+
+def _share_masks(
+    outlined: pd.DataFrame, plan: Plan, parts: Partition
+) -> tuple[list[str], pd.DataFrame, int]:
+    """Share the images that have a mask (image, patient) between the lungs test and a hospital.
+
+    Whole patients go to one side. Images of patients in the findings test go to neither: no
+    hospital may know them. Returns the test's images, the hospital's rows (image, split,
+    labelled), and how many were left out. Raises PartitionError if none are left to train on.
+    """
     held = plan.simulation.mask_test
-    masked = rows.loc[rows["mask_row"] >= 0, "image"].sort_values()
-    if len(masked) < held + 2:
+    known = outlined["patient"].isin(parts.test["patient"])
+    masked = outlined.loc[~known, ["image", "patient"]].sort_values("image")
+    patients = masked["patient"].drop_duplicates()
+    order = np.random.default_rng(plan.seed).permutation(len(patients))
+    place = pd.Series(np.arange(len(patients)), index=patients.iloc[order])
+    shuffled = masked.iloc[np.argsort(masked["patient"].map(place), kind="stable")]
+    in_test = _first_patients(shuffled, held)
+    own = shuffled[~in_test]
+    in_val = _first_patients(own, round(len(own) * plan.simulation.partition.val_fraction))
+    if len(own) < 2 or in_val.all():
         raise PartitionError(
             Problem(
                 "partition",
@@ -195,23 +231,31 @@ def _mask_hospital(rows: pd.DataFrame, plan: Plan, sites: Path) -> "pd.Series[st
                 "Lower mask_test or give more masks.",
             )
         )
-    generator = np.random.default_rng(plan.seed)
-    shuffled = masked.iloc[generator.permutation(len(masked))]
-    test, own = shuffled.iloc[:held], shuffled.iloc[held:]
-    val = round(len(own) * plan.simulation.partition.val_fraction)
-    splits = np.where(np.arange(len(own)) < val, "val", "train")
-    settings = {"name": MASK_HOSPITAL, "cache": "../../cache", "annotates": []}
-    frame = pd.DataFrame({"image": own.to_numpy(), "split": splits, "labelled": False})
-    write_site(sites / MASK_HOSPITAL, settings, frame)
-    return test
+    splits = np.where(in_val, "val", "train")
+    rows = pd.DataFrame({"image": own["image"].to_numpy(), "split": splits, "labelled": False})
+    return list(shuffled.loc[in_test, "image"]), rows, int(known.sum())
+
+
+def _first_patients(rows: pd.DataFrame, images: int) -> npt.NDArray[np.bool_]:
+    """(N,) bool: the first whole patients of rows grouped by patient, `images` rows or more."""
+    first = np.arange(len(rows)) - rows.groupby("patient", sort=False).cumcount().to_numpy()
+    return np.asarray(first < images)
 
 
 def write_site(folder: Path, settings: Mapping[str, object], rows: pd.DataFrame) -> None:
-    """Write one site folder: site.yaml and rows.parquet (image, split, labelled, ...)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows.to_parquet(folder / "rows.parquet")
+    """Write one site folder: site.yaml and rows.parquet (image, split, labelled, ...).
+
+    Each file atomically. Raises InputError when one cannot be written.
+    """
+    _write_parquet(folder / "rows.parquet", rows)
     text = yaml.safe_dump({**settings, "rows": "rows.parquet"}, sort_keys=False)
-    (folder / SITE_FILE).write_text(text, encoding="utf-8")
+    write_bytes(folder / SITE_FILE, text.encode())
+
+
+def _write_parquet(path: Path, rows: pd.DataFrame) -> None:
+    content = io.BytesIO()
+    rows.to_parquet(content)
+    write_bytes(path, content.getvalue())
 
 
 def _bar(console: Console) -> Progress:

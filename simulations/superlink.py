@@ -138,6 +138,7 @@ def _environment(home: Path, mark: str, resources: Resources) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # which also binds Ray to loopback
         "RAY_TMPDIR": str(home),
         "OMP_NUM_THREADS": str(resources.threads),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it, deterministic PyTorch refuses CUDA
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,7 @@ def test_mistakes_in_a_plan_end_with_2(tmp_path: Path, text: str, messages: list
 def test_a_truncated_image_is_named_and_can_be_left_out(
     plan: Path, tmp_path: Path, nih_archive: ArchiveFactory
 ) -> None:
+    plan.write_text(PLAN.replace("scheme: hospitals", "scheme: iid"))
     archive = nih_archive(patients=12)
     victim = next(archive.rglob("00000003_000.png"))
     victim.write_bytes(victim.read_bytes()[:200])
@@ -169,3 +172,36 @@ def test_a_run_that_fails_says_so_and_can_be_resumed(plan: Path, tmp_path: Path)
     assert "5" in summary["reason"]
     assert (run / "report.html").exists()
     shutil.rmtree(run)
+
+
+def test_mistakes_on_the_command_line(plan: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = typed("run", plan, "--data", tmp_path / "typo", "--out", run)
+    assert (result.returncode, run.exists()) == (2, False)  # the name stays free
+    result = typed("run", plan, "--resume", run, "--sites", 3)
+    assert result.returncode == 2
+    assert "--resume: found PLAN, --sites too" in result.stderr
+    result = typed("bench", "--only", "a")
+    assert result.returncode == 2
+    assert "--only: found 'a'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_tells_how_to_go_on(plan: Path, tmp_path: Path) -> None:
+    plan.write_text(PLAN.replace("phantom_images: 120", "phantom_images: 20000"))
+    run = tmp_path / "run"
+    code = "from simulations.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(plan), "--out", str(run)],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (run / ".experiment.lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"interrupted; go on with `consilium-sim run --resume {run}`" in errors
+    summary = read_json(run / "summary.json")
+    assert (summary["status"], summary["reason"]) == ("failed", "interrupted")

@@ -1,5 +1,7 @@
 """The exception tree: messages, codes and exit codes."""
 
+import pickle
+
 import pytest
 
 from common import errors
@@ -35,12 +37,31 @@ def test_exit_codes(kind: str, exit_code: int) -> None:
     assert getattr(errors, kind).exit_code == exit_code
 
 
-def test_every_error_has_a_code_of_its_own() -> None:
-    def below(kind: type[ConsiliumError]) -> list[type[ConsiliumError]]:
-        return [kind, *(deep for child in kind.__subclasses__() for deep in below(child))]
+def below(kind: type[ConsiliumError]) -> list[type[ConsiliumError]]:
+    return [kind, *(deep for child in kind.__subclasses__() for deep in below(child))]
 
-    ours = [kind for kind in below(ConsiliumError) if kind.__module__ == "common.errors"]
-    codes = [kind.code for kind in ours if kind is not UpdateRejectedError]
+
+OURS = [kind for kind in below(ConsiliumError) if kind.__module__ == "common.errors"]
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_an_error_survives_pickling(kind: type[ConsiliumError]) -> None:
+    """As it has to on its way out of a process pool."""
+    problems = [Problem("a", str(row), "b", "c", "D.") for row in range(30)]
+    error: ConsiliumError
+    if issubclass(kind, InputError):
+        error = kind(problems)
+    elif issubclass(kind, UpdateRejectedError):
+        error = kind("ward", "norm", "12.0 > 3.0")
+    else:
+        error = kind("the loss is nan")
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is kind
+    assert (str(back), back.code, vars(back)) == (str(error), error.code, vars(error))
+
+
+def test_every_error_has_a_code_of_its_own() -> None:
+    codes = [kind.code for kind in OURS if kind is not UpdateRejectedError]
     assert len(set(codes)) == len(codes)
     rejected = UpdateRejectedError("ward", "norm", "12.0 > 3.0")
     assert str(rejected) == "update of site 'ward' rejected: norm: 12.0 > 3.0"

@@ -70,6 +70,11 @@ def changed(**config: object) -> Parcel:
     return Parcel(parcel.arrays, {**parcel.config, **config}, parcel.metrics)  # type: ignore[arg-type]
 
 
+def measured(**metrics: object) -> Parcel:
+    parcel = pack_update(make_update(), "bf16")
+    return Parcel(parcel.arrays, parcel.config, metrics)  # type: ignore[arg-type]
+
+
 def without(key: str) -> Parcel:
     parcel = pack_update(make_update(), "bf16")
     config = {name: value for name, value in parcel.config.items() if name != key}
@@ -82,7 +87,15 @@ def without(key: str) -> Parcel:
         (without("weight"), "weight is missing"),
         (changed(weight="much"), "'much' is not a number"),
         (changed(round=True), "True is not a number"),
+        (changed(round=float("inf")), "cannot convert float infinity"),
+        (changed(schema=float("inf")), "cannot convert float infinity"),
+        (changed(weight=10**400), "too large"),
         (changed(covers="Mass"), "covers is not a list"),
+        (measured(val_dice=[0.5, 0.6]), "metric val_dice is [0.5, 0.6], not a number"),
+        (measured(val_dice=True), "metric val_dice is True"),
+        (measured(val_dice=float("nan")), "metric val_dice is nan"),
+        (measured(val_dice=-1e308), "metric val_dice is -1e+308, not a number within 1e+06"),
+        (measured(patient=1.0), "'patient' is no name of a metric"),
         (changed(wire="fp8"), "does not hold 'fp8' values"),
         (changed(wire="fp32"), "a 1-d int16 array does not hold 'fp32' values"),
         (Parcel({}, pack_update(make_update(), "bf16").config, {}), "delta is missing"),

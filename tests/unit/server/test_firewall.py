@@ -9,7 +9,7 @@ from common.update import SCHEMA, Update
 from server.firewall import Expected, check_update, screen_norms, update_norm
 
 LAYOUT = Layout(("encoder.a", "encoder.b"), ((2,), (1, 3)))
-EXPECTED = Expected("plan", 3, LAYOUT)
+EXPECTED = Expected("plan", 3, LAYOUT, "labelled", {"ward": 3.0})
 GOOD = Update(
     schema=SCHEMA,
     plan_sha256="plan",
@@ -51,6 +51,10 @@ def test_good_update_passes() -> None:
         ({"weight": -1.0}, "weight", "weight -1.0"),
         ({"weight": NAN}, "weight", "weight nan"),
         ({"weight": INF}, "weight", "weight inf"),
+        ({"weight": 1e12}, "weight", "weight 1e+12 is no count of images up to 1e+08"),
+        ({"weight": 2.5}, "weight", "weight 2.5 is no count of images"),
+        ({"weight": 1.0}, "weight", "weight 1, but 3 when it was first accepted"),
+        ({"weight": 7.0}, "weight", "weight 7, but 3 when it was first accepted"),
         ({"covers": ("Effusion", "Measles")}, "coverage", "unknown finding 'Measles'"),
     ],
 )
@@ -63,6 +67,23 @@ def test_bad_update_is_rejected_with_site_code_and_number(
     assert (error.site, error.code) == ("ward", code)
     assert detail in error.detail
     assert str(error) == f"update of site 'ward' rejected: {code}: {error.detail}"
+
+
+@pytest.mark.parametrize("weight", [2.0, 3.0, 6.0])
+def test_a_weight_may_change_a_little(weight: float) -> None:
+    check_update(replace(GOOD, weight=weight), EXPECTED)
+
+
+def test_a_site_that_is_new_may_weigh_up_to_the_limit() -> None:
+    check_update(replace(GOOD, site="icu", weight=1e8), EXPECTED)
+
+
+def test_equal_weighting_takes_nothing_but_one() -> None:
+    equal = replace(EXPECTED, weighting="equal", weights={})
+    check_update(replace(GOOD, weight=1.0), equal)
+    with pytest.raises(UpdateRejectedError, match="weight 2, not 1 as under equal") as caught:
+        check_update(GOOD, equal)
+    assert caught.value.code == "weight"
 
 
 def updates(*norms: float) -> list[Update]:

@@ -11,7 +11,7 @@ from common.errors import InputError, NotEnoughSitesError, RoundFailedError
 from common.wire import Parcel
 from server import run_folder
 from server.roster import clean_code
-from server.run_folder import RunFolder, begun, read_encoder
+from server.run_folder import RunFolder, begun, check_run, read_encoder
 from tests.unit.server.federation_world import World, make_plan, start, target, weight
 
 NAMES = ("ward", "icu", "rural")
@@ -43,6 +43,20 @@ def with_config(**values):
         return replace(parcel, config=parcel.config | values) if action == "train" else parcel
 
     return fault
+
+
+def with_metrics(action_in: str, **metrics):
+    def fault(action: str, parcel: Parcel) -> Parcel:
+        return replace(parcel, metrics=metrics) if action_in in action else parcel
+
+    return fault
+
+
+class Odd:
+    """A part of an answer that breaks whatever touches it."""
+
+    def __getattr__(self, name: str) -> object:
+        raise LookupError(f"no {name} " + "x" * 1000)
 
 
 def test_three_rounds_are_the_weighted_mean_of_the_sites(world: World) -> None:
@@ -197,6 +211,14 @@ def test_base_is_not_sent_to_a_site_that_says_it_holds_it(world: World) -> None:
         (with_config(covers="all"), "schema", "not a list"),
         (with_config(covers=["Broken Heart"]), "coverage", "Broken Heart"),
         (with_config(weight=-1.0), "weight", "-1"),
+        (with_config(weight=1e12), "weight", "no count of images"),
+        (with_config(weight=1e308), "weight", "no count of images"),
+        (with_config(round=float("inf")), "schema", "infinity"),
+        (with_config(schema=float("inf")), "schema", "infinity"),
+        (with_config(covers=[["Mass"]]), "coverage", "Mass"),
+        (with_metrics("train", val_dice=[0.5]), "schema", "metric val_dice is [0.5]"),
+        (with_metrics("train", val_dice=1e308), "schema", "metric val_dice is 1e+308"),
+        (with_delta(lambda d: Odd()), "schema", "LookupError: no nbytes x"),
         (with_config(seconds=float("nan")), "not-finite", "seconds"),
         (with_config(site="icu"), "schema", "in the name of 'icu'"),
     ],
@@ -210,7 +232,78 @@ def test_bad_update_is_rejected_by_name_and_the_round_goes_on(
     [rejected] = record["rejected"]
     assert (rejected["site"], rejected["code"]) == ("ward", code)
     assert detail in rejected["detail"]
+    assert len(rejected["detail"]) <= 200
     assert list(record["sites"]) == ["icu", "rural"]
+
+
+def test_huge_metrics_of_two_sites_do_not_end_the_run(world: World) -> None:
+    fault = with_metrics("train", val_macro_auroc=1e308)
+    world.transport.faults = {"ward": fault, "icu": fault}
+    world.run(make_plan(rounds=1, min_sites=1))
+    [record] = lines(world)
+    assert [rejected["site"] for rejected in record["rejected"]] == ["icu", "ward"]
+
+
+@pytest.mark.parametrize("value", [[0.5], 1e308, float("nan")])
+def test_bad_metrics_at_the_finish_are_rejected_by_name(world: World, value: object) -> None:
+    world.transport.faults["ward"] = with_metrics("finish", val_dice=value)
+    world.run(make_plan(rounds=1))
+    finish = read_json(world.run_path / "state.json")["finish"]
+    assert list(finish["sites"]) == ["icu", "rural"]
+    [rejected] = finish["rejected"]
+    assert (rejected["site"], rejected["code"]) == ("ward", "schema")
+    assert "metric val_dice is" in rejected["detail"]
+
+
+def test_a_site_cannot_take_the_average_over_later(world: World) -> None:
+    def grow(action: str, parcel: Parcel) -> Parcel:
+        late = parcel.config.get("round", 1) > 1
+        return with_config(weight=1e8)(action, parcel) if late else parcel
+
+    world.transport.faults["ward"] = grow
+    world.run(make_plan(rounds=2))
+    assert [[r["code"] for r in record["rejected"]] for record in lines(world)] == [[], ["weight"]]
+    assert "weight 1e+08, but 4 when" in lines(world)[1]["rejected"][0]["detail"]
+
+
+def test_a_resumed_server_remembers_the_weights(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(rounds=2)
+
+    def stop(action: str, parcel: Parcel) -> Parcel:
+        if parcel.config.get("round") == 2:
+            raise KeyboardInterrupt
+        return parcel
+
+    world.transport.faults["ward"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        world.run(plan)
+    world.transport.faults["ward"] = with_config(weight=1e8)
+    world.run(plan)
+    assert [r["code"] for r in lines(world)[1]["rejected"]] == ["weight"]
+
+
+def test_a_site_with_nearly_all_the_weight_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run(make_plan(rounds=1))
+    assert not any("of the weight" in line for line in world.lines)
+    heavy = World(world.run_path / "x", monkeypatch, NAMES)
+    heavy.transport.faults["icu"] = with_config(weight=1e6)
+    heavy.run(make_plan(rounds=1))
+    assert "  icu: has 100.0% of the weight of this round" in heavy.lines
+    assert lines(heavy)[0]["sites"]["icu"]["weight"] == 1e6
+
+
+def test_best_encoder_is_the_latest_while_no_round_is_scored(world: World) -> None:
+    world.transport.faults = dict.fromkeys(NAMES, with_metrics("train"))
+    world.run(make_plan(encoder="best"))
+    state = read_json(world.run_path / "state.json")
+    layout, _ = start("local")
+    best = read_encoder(world.run_path / "encoder-best.safetensors", layout)
+    assert state["best"] is None
+    assert array_sha256(best) == state["encoder_sha256"]
 
 
 def test_two_nodes_with_one_site_folder_count_once(world: World) -> None:
@@ -345,6 +438,8 @@ def test_second_server_is_refused(tmp_path: Path) -> None:
     first = RunFolder.create(tmp_path, make_plan(), layout, base)
     with pytest.raises(InputError, match="a server that is using it"):
         RunFolder.resume(tmp_path, make_plan(), layout)
+    with pytest.raises(InputError, match="a server that is using it"):
+        check_run(tmp_path, make_plan(), resume=True)  # before a simulation starts anything
     first.close()
     RunFolder.resume(tmp_path, make_plan(), layout).close()
 

@@ -15,13 +15,19 @@ from client.cache import open_cache
 from client.settings import open_site_folder
 from client.site import Site, pick_device
 from common.checkpoint import read_arrays, write_arrays
-from common.errors import DataError, PartitionError
+from common.errors import CacheError, DataError, InputError, PartitionError
 from common.findings import FINDINGS
 from common.model import build_model
 from common.parameters import flatten, shared_layout
 from common.plan import Plan
 from simulations.baselines import baseline_folder, train_alone, train_baselines, write_baselines
-from simulations.prepare import MASK_HOSPITAL, Prepared, load_prepared, prepare
+from simulations.prepare import (
+    MASK_HOSPITAL,
+    Prepared,
+    load_prepared,
+    prepare,
+    write_site,
+)
 from tests.conftest import ArchiveFactory
 from tests.unit.client.sites import small_plan
 
@@ -125,6 +131,79 @@ def test_too_few_masks_to_hold_some_back(tmp_path: Path, nih_archive: ArchiveFac
     masks = mask_set(tmp_path / "lungs", 4)
     with pytest.raises(PartitionError, match=r"'simulation.mask_test': found 3 of 4 images"):
         run_prepare(plan_of(), tmp_path / "run", nih_archive(patients=12), masks)
+
+
+def test_a_mask_hospital_with_one_image_per_patient_is_cut_as_ever(
+    tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    """Published numbers depend on this order."""
+    masks = mask_set(tmp_path / "lungs", 13)
+    plan = plan_of()
+    prepared, _ = run_prepare(plan, tmp_path / "run", nih_archive(patients=12), masks)
+    images = pd.Series([f"m{number}.png" for number in range(13)]).sort_values()
+    shuffled = list(images.iloc[np.random.default_rng(plan.seed).permutation(13)])
+    assert list(prepared.lungs_test()["image"]) == shuffled[:3]
+    rows = open_site_folder(prepared.folder(MASK_HOSPITAL)).rows()
+    assert list(rows["image"]) == shuffled[3:]
+    assert list(rows["split"]) == ["val"] * 2 + ["train"] * 8
+
+
+def test_masks_are_shared_by_patient_and_not_with_the_findings_test(
+    tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    """The masks' archive has two images a patient; two of them are in the findings test."""
+    archive = nih_archive(patients=12)
+    masks = nih_archive("other", patients=10, masks=True, layout="images", lists=False)
+    table = masks / "Data_Entry_2017_v2020.csv"
+    table.write_text(table.read_text().replace("\n0", "\nm0"))
+    for file in [*(masks / "images").iterdir(), *(masks / "masks").iterdir()]:
+        file.rename(file.with_name("m" + file.name))
+    prepared, printed = run_prepare(plan_of(), tmp_path / "run", archive, masks)
+    assert "left out 4 masks of patients in the findings test" in printed
+    patient = open_cache(prepared.cache_folder).index.set_index("image")["patient"]
+    rows = open_site_folder(prepared.folder(MASK_HOSPITAL)).rows()
+    groups = [rows.loc[rows["split"] == split, "image"] for split in ("train", "val")]
+    groups.append(prepared.lungs_test()["image"])
+    train, val, test = (set(patient[group]) for group in groups)
+    assert not train & (val | test)
+    assert not val & test
+    assert not (train | val | test) & set(prepared.findings_test()["patient"])
+    assert [len(group) for group in groups] == [10, 2, 4]
+
+
+@pytest.mark.parametrize("name", ["masks", "pooled"])
+def test_reserved_names_of_hospitals(
+    tmp_path: Path, nih_archive: ArchiveFactory, name: str
+) -> None:
+    archive = nih_archive(patients=12)
+    lines = [f"{number},{name if number % 2 else 'north'}" for number in range(1, 13)]
+    (archive / "hospitals.csv").write_text("\n".join(["Patient ID,Hospital", *lines]) + "\n")
+    plan = plan_of(simulation=SIMULATION | {"partition": {"scheme": "hospitals"}})
+    with pytest.raises(PartitionError, match=rf"hospitals\.csv: .*a hospital named '{name}'"):
+        run_prepare(plan, tmp_path / "run", archive)
+
+
+def test_what_cannot_be_cut_is_refused_before_decoding(
+    tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    plan = plan_of(simulation=SIMULATION | {"sites": 50})
+    with pytest.raises(PartitionError):
+        run_prepare(plan, tmp_path / "run", nih_archive(patients=12))
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_a_finished_cache_of_other_data_is_refused(
+    tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    run_prepare(plan_of(), tmp_path / "run", nih_archive(patients=12))
+    with pytest.raises(CacheError, match="a cache of another table"):
+        run_prepare(plan_of(), tmp_path / "run", nih_archive("second", patients=15))
+
+
+def test_a_site_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="a writable file"):
+        write_site(tmp_path / "file" / "site", {"name": "a"}, pd.DataFrame({"image": ["b"]}))
 
 
 def test_the_same_name_in_both_archives_is_refused(

@@ -190,6 +190,7 @@ def test_the_environment_is_ours() -> None:
     environment = superlink._environment(Path("/h"), "mark", Resources(1, 0, 0.0, 3))
     assert environment["CONSILIUM_RUN"] == "mark"
     assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert "127.0.0.1" in environment["NO_PROXY"].split(",")
     assert environment["FLWR_TELEMETRY_ENABLED"] == environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"

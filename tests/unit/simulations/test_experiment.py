@@ -1,0 +1,177 @@
+"""How an experiment ends when something goes wrong: what it says, and what it leaves behind."""
+
+import fcntl
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from common.checkpoint import read_json
+from common.errors import ConsiliumError, InputError, NotEnoughSitesError
+from common.plan import Plan
+from simulations import experiment
+from simulations.baselines import train_baselines, write_baselines
+from simulations.experiment import Request, discard_empty_run, open_run, run_experiment
+from simulations.prepare import prepare
+from tests.conftest import ArchiveFactory
+from tests.unit.client.sites import small_plan
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SIMULATION = {"sites": 2, "partition": {"scheme": "iid", "val_fraction": 0.2}}
+
+
+def plan_of(**more: object) -> Plan:
+    federation = {"rounds": 1, "min_sites": 2}
+    return small_plan(**{"simulation": SIMULATION, "federation": federation} | more)
+
+
+def silent() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(143), "interrupted"),
+        (ZeroDivisionError("secret"), "ZeroDivisionError"),
+        (ConsiliumError("no luck"), "no luck"),
+    ],
+)
+def test_whatever_ends_a_run_is_raised_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, reason: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(experiment, "prepare", fail)
+    open_run(plan_of(), tmp_path / "run", Request(tmp_path, None))
+    with pytest.raises(type(error)) as caught:
+        run_experiment(plan_of(), tmp_path / "run", Request(tmp_path, None), silent())
+    assert caught.value is error
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert (summary["status"], summary["reason"]) == ("failed", reason)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_report_that_fails_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        (tmp_path / "run" / "rounds.jsonl").write_text("no JSON\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "prepare", interrupt)
+    open_run(plan_of(), tmp_path / "run", Request(tmp_path, None))
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(plan_of(), tmp_path / "run", Request(tmp_path, None), silent())
+
+
+def test_one_process_per_run_folder(tmp_path: Path) -> None:
+    open_run(plan_of(), tmp_path / "run", Request(tmp_path, None))
+    with (tmp_path / "run" / experiment.LOCK).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process at work in it"):
+            run_experiment(plan_of(), tmp_path / "run", Request(tmp_path, None), silent())
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_too_few_sites_or_cores_end_a_run_before_decoding(
+    tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    request = Request(nih_archive(patients=12), None)
+    too_many = plan_of(federation={"rounds": 1, "min_sites": 3})
+    open_run(too_many, tmp_path / "few", request)
+    with pytest.raises(NotEnoughSitesError, match="needs 3 sites"):
+        run_experiment(too_many, tmp_path / "few", request, silent())
+    greedy = plan_of(simulation=SIMULATION | {"cpus_per_site": 10_000.0})
+    open_run(greedy, tmp_path / "greedy", request)
+    with pytest.raises(InputError, match="cpus_per_site"):
+        run_experiment(greedy, tmp_path / "greedy", request, silent())
+    assert not list(tmp_path.glob("*/cache"))
+    discard_empty_run(tmp_path / "greedy")
+    assert not (tmp_path / "greedy").exists()
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="a folder that can be written"):
+        open_run(plan_of(), tmp_path / "file" / "run", Request(None, None))
+
+
+def test_a_disk_that_fails_while_preparing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(experiment, "prepare", full)
+    open_run(plan_of(), tmp_path / "run", Request(tmp_path, None))
+    with pytest.raises(InputError, match="found No space left on device"):
+        run_experiment(plan_of(), tmp_path / "run", Request(tmp_path, None), silent())
+
+
+def test_a_baseline_that_fails_is_named_and_the_others_go_on(
+    tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    plan = plan_of(evaluation={"baselines": ["local"]})
+    (tmp_path / "run").mkdir()
+    archive = nih_archive(patients=12)
+    prepared = prepare(plan, tmp_path / "run", archive, None, False, silent())
+    folders = write_baselines(prepared, plan)
+    (folders[0] / "rows.parquet").write_bytes(b"damaged")
+    done: list[str] = []
+    failed = train_baselines(plan, folders, done.append)
+    assert list(failed) == ["site-1"]
+    assert "rows.parquet" in failed["site-1"]
+    assert done == ["site-2"]
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from common.plan import load_plan
+from simulations.baselines import train_baselines
+if __name__ == "__main__":
+    train_baselines(load_plan(Path(sys.argv[1])), [Path(sys.argv[2])], print)
+"""
+
+
+def _workers_at(folder: Path) -> list[int]:
+    """Processes in whose environment the folder's own variable is."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"BASELINE_TEST={folder}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_goes_on_when_the_parent_ends(
+    tmp_path: Path, nih_archive: ArchiveFactory, number: signal.Signals
+) -> None:
+    plan = plan_of(evaluation={"baselines": ["local"]}, federation={"rounds": 1000})
+    (tmp_path / "run").mkdir()
+    prepared = prepare(plan, tmp_path / "run", nih_archive(patients=12), None, False, silent())
+    folder = write_baselines(prepared, plan)[0]
+    (tmp_path / "plan.yaml").write_text(plan.to_json())
+    (tmp_path / "train.py").write_text(TRAIN)
+    words = [sys.executable, "train.py", "plan.yaml", str(folder)]
+    environment = {**os.environ, "BASELINE_TEST": str(folder), "PYTHONPATH": str(REPOSITORY)}
+    parent = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (folder / "alone.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (folder / "alone.safetensors").exists()
+    parent.send_signal(number)
+    assert parent.wait(timeout=20) != 0
+    while (left := _workers_at(folder)) and time.monotonic() < deadline + 15:
+        time.sleep(0.1)
+    assert not left
