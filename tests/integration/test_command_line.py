@@ -44,6 +44,11 @@ def typed(*words: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def listen_to_ctrl_c() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and CI may run as one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def called(*words: object) -> str:
     """Run the program in this process; return what it printed."""
     result = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
@@ -193,13 +198,17 @@ def test_ctrl_c_tells_how_to_go_on(plan: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", code, "run", str(plan), "--out", str(run)],
         cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=listen_to_ctrl_c,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (run / ".experiment.lock").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert f"interrupted; go on with `consilium-sim run --resume {run}`" in errors
     summary = read_json(run / "summary.json")

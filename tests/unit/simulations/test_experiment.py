@@ -165,13 +165,20 @@ def test_no_worker_goes_on_when_the_parent_ends(
     (tmp_path / "train.py").write_text(TRAIN)
     words = [sys.executable, "train.py", "plan.yaml", str(folder)]
     environment = {**os.environ, "BASELINE_TEST": str(folder), "PYTHONPATH": str(REPOSITORY)}
-    parent = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL,
+        # A shell starts its background jobs deaf to SIGINT, and CI may run as one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (folder / "alone.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert (folder / "alone.safetensors").exists()
     parent.send_signal(number)
-    assert parent.wait(timeout=20) != 0
+    try:
+        assert parent.wait(timeout=20) != 0
+    finally:
+        parent.kill()
     while (left := _workers_at(folder)) and time.monotonic() < deadline + 15:
         time.sleep(0.1)
     assert not left
