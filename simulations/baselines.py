@@ -29,7 +29,7 @@ from common.parameters import Flat, flatten, shared_layout
 from common.plan import Plan, plan_from_json
 from simulations.prepare import Prepared, write_site
 from simulations.processes import MARK, Reaper
-from simulations.runtime import _terminable as terminable
+from simulations.runtime import terminable
 
 POOLED = "pooled"
 

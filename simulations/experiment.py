@@ -24,8 +24,7 @@ from server.report import write_report
 from simulations.baselines import train_baselines, write_baselines
 from simulations.prepare import Prepared, load_prepared, prepare
 from simulations.results import summarise
-from simulations.runtime import _terminable as terminable
-from simulations.runtime import run_simulation, share_resources
+from simulations.runtime import run_simulation, share_resources, terminable
 
 PLAN_FILE, REQUEST_FILE = "experiment.yaml", "request.json"
 LOCK = ".experiment.lock"

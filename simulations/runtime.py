@@ -73,7 +73,7 @@ def run_simulation(
     progress = _Progress(run / PROGRESS, console)
     mark, log = uuid.uuid4().hex, run / "flower.log"
     with (
-        _terminable(),
+        terminable(),
         _temporary_home() as home,
         log.open("ab") as output,
         Reaper(mark),
@@ -214,7 +214,7 @@ def _temporary_home() -> Iterator[Path]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Turn SIGTERM into SystemExit, so that the run is stopped on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -20,10 +20,10 @@ from simulations.runtime import (
     _judge,
     _Progress,
     _stage,
-    _terminable,
     check_sites,
     run_simulation,
     share_resources,
+    terminable,
 )
 from simulations.superlink import Resources, SuperLink
 
@@ -144,7 +144,7 @@ def test_following_gives_up_on_a_server_that_never_comes(
 
 
 def test_sigterm_leaves_through_the_finally_blocks() -> None:
-    with pytest.raises(SystemExit) as caught, _terminable():
+    with pytest.raises(SystemExit) as caught, terminable():
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -154,7 +154,7 @@ def test_another_thread_cannot_take_signals() -> None:
     done = []
 
     def work() -> None:
-        with _terminable():
+        with terminable():
             done.append(True)
 
     thread = threading.Thread(target=work)
