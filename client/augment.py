@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.plan import AugmentPlan
+from common.sections import AugmentPlan
 
 
 def affine(count: int, plan: AugmentPlan, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from client.settings import SiteFolder
 from common.errors import DataError, Problem
 from common.findings import FINDINGS
 from common.losses import Batch
-from common.plan import AugmentPlan, TasksPlan
+from common.sections import AugmentPlan, TasksPlan
 
 Rows = npt.NDArray[np.int64]
 

@@ -16,7 +16,8 @@ from common.errors import ConsiliumError
 from common.heads import FindingsHead, pool
 from common.losses import findings_loss, unit_losses
 from common.model import MultitaskModel
-from common.plan import Plan, TrainingPlan
+from common.plan import Plan
+from common.sections import TrainingPlan
 
 OptimizerState = dict[str, npt.NDArray[Any]]
 

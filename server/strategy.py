@@ -29,7 +29,7 @@ from flwr.serverapp.strategy import (
 )
 
 from common.parameters import Flat, Layout
-from common.plan import StrategyPlan
+from common.sections import StrategyPlan
 from common.update import Update
 
 _KEY, _WEIGHT = "shared", "weight"

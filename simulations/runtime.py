@@ -22,7 +22,8 @@ from rich.console import Console
 
 from common.checkpoint import read_json
 from common.errors import ConsiliumError, InputError, NotEnoughSitesError, Problem
-from common.plan import Plan, SimulationPlan
+from common.plan import Plan
+from common.sections import SimulationPlan
 from server.run_folder import PROGRESS, STATE, begun, check_run, write_plan
 from simulations.processes import Reaper, marked
 from simulations.superlink import START_SECONDS, Resources, SuperLink

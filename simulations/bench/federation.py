@@ -14,7 +14,8 @@ from rich.console import Console
 from common.findings import FINDINGS
 from common.model import build_model
 from common.parameters import shared_layout
-from common.plan import EvaluationPlan, FederationPlan, Plan, SimulationPlan
+from common.plan import Plan
+from common.sections import EvaluationPlan, FederationPlan, SimulationPlan
 from common.update import SCHEMA, Broadcast, Update
 from common.wire import Parcel, Wire, pack_broadcast, pack_update
 from simulations.bench.learner import bench_plan, make_learner, round_by_hand

@@ -18,7 +18,7 @@ from rich.console import Console
 from client.batches import SiteData
 from common.checkpoint import write_json
 from common.errors import ConsiliumError, InputError, Problem
-from common.plan import Backbone, TasksPlan
+from common.sections import Backbone, TasksPlan
 from simulations.bench import print_rows
 from simulations.bench.learner import (
     BOOKKEEPING,

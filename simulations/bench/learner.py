@@ -20,7 +20,8 @@ from client.train import make_optimizer, round_seed, train_round
 from common.findings import FINDINGS
 from common.losses import Batch
 from common.model import MultitaskModel, build_model
-from common.plan import Backbone, FederationPlan, ModelPlan, Plan, TasksPlan, TrainingPlan
+from common.plan import Plan
+from common.sections import Backbone, FederationPlan, ModelPlan, TasksPlan, TrainingPlan
 from simulations.bench.timing import Goal, Work
 
 SITE = "bench"

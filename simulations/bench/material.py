@@ -16,7 +16,7 @@ from client.batches import SiteData, select
 from client.cache import Cache, build_cache
 from client.nih import Archive, find_table, open_archive
 from common.findings import FINDINGS
-from common.plan import Backbone
+from common.sections import Backbone
 from simulations.bench.timing import cores
 from simulations.phantom import make_phantom
 

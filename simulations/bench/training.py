@@ -3,7 +3,8 @@
 import torch
 
 from common.losses import Batch
-from common.plan import Plan, TasksPlan
+from common.plan import Plan
+from common.sections import TasksPlan
 from simulations.bench.learner import (
     BOOKKEEPING,
     FEEDING,

@@ -11,7 +11,8 @@ import yaml
 from client.cache import Cache, build_cache
 from client.nih import open_archive
 from common.findings import FINDINGS
-from common.plan import ModelPlan, Plan, plan_from_json
+from common.plan import Plan, plan_from_json
+from common.sections import ModelPlan
 
 SIZE = 32
 

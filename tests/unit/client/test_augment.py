@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from client.augment import affine, augment, intensity, warp
-from common.plan import AugmentPlan
+from common.sections import AugmentPlan
 
 STILL = AugmentPlan(
     rotate_degrees=0, translate=0, scale=0, brightness=0, contrast=0, gamma=0, noise=0

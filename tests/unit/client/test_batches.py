@@ -11,7 +11,7 @@ from client.batches import group_units, load_site_data, select, training_batches
 from client.settings import open_site_folder
 from common.errors import DataError
 from common.findings import FINDINGS
-from common.plan import AugmentPlan, TasksPlan
+from common.sections import AugmentPlan, TasksPlan
 from tests.conftest import ArchiveFactory
 from tests.unit.client.sites import small_cache, write_folder
 

@@ -14,7 +14,8 @@ from common.errors import CacheError, LayoutError
 from common.findings import FINDINGS
 from common.model import build_model
 from common.parameters import Flat, flatten, shared_layout
-from common.plan import Plan, TasksPlan
+from common.plan import Plan
+from common.sections import TasksPlan
 from tests.conftest import ArchiveFactory
 from tests.unit.client.sites import small_cache, small_plan, write_folder
 

@@ -26,7 +26,8 @@ from client.train import (
 )
 from common.losses import findings_loss
 from common.model import build_model
-from common.plan import Plan, TasksPlan, TrainingPlan
+from common.plan import Plan
+from common.sections import TasksPlan, TrainingPlan
 from tests.conftest import ArchiveFactory
 from tests.unit.client.sites import small_cache, small_plan, write_folder
 

@@ -15,7 +15,8 @@ from common.errors import InputError, LayoutError
 from common.findings import FINDINGS
 from common.model import MultitaskModel, build_model, load_pretrained
 from common.parameters import LUNGS, flatten, load_flat, shared_layout
-from common.plan import ModelPlan, Plan, TasksPlan
+from common.plan import Plan
+from common.sections import ModelPlan, TasksPlan
 
 
 def tiny_plan(**more: Any) -> Plan:

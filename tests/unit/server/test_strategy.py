@@ -6,7 +6,7 @@ import pytest
 from common.checkpoint import read_arrays, write_arrays
 from common.findings import FINDINGS
 from common.parameters import Layout
-from common.plan import StrategyPlan
+from common.sections import StrategyPlan
 from common.update import SCHEMA, Update
 from server.strategy import Aggregator, impute
 

@@ -13,7 +13,7 @@ from client.nih.lists import read_list
 from client.nih.table import read_table
 from common.errors import PartitionError
 from common.findings import FINDINGS
-from common.plan import PartitionPlan
+from common.sections import PartitionPlan
 from simulations.partition import Partition, partition
 from simulations.partition.patients import describe_patients, rarest_finding
 from simulations.partition.schemes import fit_sizes

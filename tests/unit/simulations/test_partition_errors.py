@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import PartitionError
-from common.plan import PartitionPlan
+from common.sections import PartitionPlan
 from simulations.partition import partition, read_groups
 from tests.unit.simulations.partition_tables import hand_table, make_table
 

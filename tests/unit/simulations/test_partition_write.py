@@ -13,7 +13,7 @@ from rich.console import Console
 
 from common.errors import PartitionError
 from common.findings import FINDINGS
-from common.plan import PartitionPlan
+from common.sections import PartitionPlan
 from simulations.partition import (
     Partition,
     draw_summary,

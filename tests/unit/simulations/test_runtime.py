@@ -12,7 +12,8 @@ from rich.console import Console
 
 from common.checkpoint import write_json
 from common.errors import ConsiliumError, InputError, NotEnoughSitesError
-from common.plan import Plan, SimulationPlan
+from common.plan import Plan
+from common.sections import SimulationPlan
 from simulations import superlink
 from simulations.runtime import (
     RunFailedError,
