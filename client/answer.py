@@ -59,6 +59,11 @@ def open_once(folder: Path) -> Site:
     return _sites[folder]
 
 
+def forget(folder: Path) -> None:
+    """Let go of an opened site and its model, in a process that goes on to other sites."""
+    _sites.pop(folder, None)
+
+
 def site_folder(sites: Path, partition: int) -> Path:
     """The folder of the simulated site with this number: they count in order of their names.
 

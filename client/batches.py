@@ -4,7 +4,8 @@ The pixels stay where they are fastest: in the memory map on a CPU, or as one ui
 the GPU when that fits. What travels per step is row numbers.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -21,7 +22,7 @@ from client.settings import SiteFolder
 from common.errors import DataError, Problem
 from common.findings import FINDINGS
 from common.losses import Batch
-from common.sections import AugmentPlan, TasksPlan
+from common.sections import AugmentPlan, TasksPlan, TrainingPlan
 
 Rows = npt.NDArray[np.int64]
 
@@ -80,9 +81,18 @@ class SiteData:
 
     def supervised(self, split: str, tasks: TasksPlan) -> Rows:
         """Positions of the rows in a split that teach one of the plan's tasks something."""
+        both = (self.labelled(split, tasks), self.outlined(split, tasks))
+        return np.union1d(*both)
+
+    def labelled(self, split: str, tasks: TasksPlan) -> Rows:
+        """Positions of the rows in a split with an annotated finding; none if not a task."""
         rows = self.rows(split)
-        labelled = self.known[rows].any(axis=1) & tasks.findings
-        return rows[labelled | ((self.mask_row[rows] >= 0) & tasks.lungs)]
+        return rows[self.known[rows].any(axis=1) & tasks.findings]
+
+    def outlined(self, split: str, tasks: TasksPlan) -> Rows:
+        """Positions of the rows in a split with a lung mask; none if lungs are not a task."""
+        rows = self.rows(split)
+        return rows[(self.mask_row[rows] >= 0) & tasks.lungs]
 
     def batch(self, rows: Rows, unit: Rows | None = None) -> Batch:
         """The rows as one un-augmented batch; each row is its own unit if `unit` is None."""
@@ -115,8 +125,9 @@ def select(
 ) -> SiteData:
     """Rows of a cache as SiteData; `name` appears in errors.
 
-    rows: columns image, split, labelled, and any of the findings as bool columns, which narrow
-    row by row what is annotated (pooled data of sites that annotate different findings).
+    rows: columns image, split, labelled; if there, `masked` (bool), without which a row's lung
+    mask is not used, and any of the findings as bool columns, which narrow row by row what is
+    annotated (pooled data of sites that annotate different findings).
     Raises DataError when a row's image is not in the cache.
     """
     indexed = cache.index.drop(columns=["split", "labelled"])
@@ -140,12 +151,15 @@ def select(
     for column, finding in enumerate(FINDINGS):
         if finding in rows:
             known[:, column] &= rows[finding].to_numpy(bool)
+    mask_row = table["mask_row"].to_numpy(np.int64)
+    if "masked" in rows:
+        mask_row = np.where(rows["masked"].to_numpy(bool), mask_row, -1)
     return SiteData(
         table=table,
         targets=(findings == 1).astype(np.float32),
         known=known,
         image_row=table["row"].to_numpy(np.int64),
-        mask_row=table["mask_row"].to_numpy(np.int64),
+        mask_row=mask_row,
         images=_pixels(cache, "images", device),
         masks=_pixels(cache, "masks", device),
     )
@@ -174,29 +188,69 @@ def group_units(data: SiteData, rows: Rows, unit: str) -> list[Rows]:
     return [np.sort(part) for part in np.split(rows[order], starts)] if len(rows) else []
 
 
-def training_batches(
-    data: SiteData,
-    units: list[Rows],
-    batch_size: int,
-    steps: int,
-    plan: AugmentPlan,
-    seed: int,
-) -> Iterator[Batch]:
-    """`steps` augmented batches of `batch_size` units: shuffled passes, one after the other.
+@dataclass(frozen=True)
+class Stream:
+    """Units that fill a part of every step: `size` of them, in shuffled passes without end."""
 
-    The last batch of a pass holds what is left of it, so one pass is exactly every unit once.
+    units: list[Rows]
+    size: int
+
+    def steps(self) -> int:
+        """How many steps one pass takes."""
+        return math.ceil(len(self.units) / self.size)
+
+    def draw(self, seed: int) -> Iterator[list[Rows]]:
+        """The units of one step after the other.
+
+        The last step of a pass holds what is left of it, so one pass is every unit once.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            order = torch.randperm(len(self.units), generator=generator)
+            for chosen in torch.split(order, self.size):
+                yield [self.units[i] for i in chosen.tolist()]
+
+
+def supervised_streams(data: SiteData, plan: TrainingPlan, tasks: TasksPlan) -> list[Stream]:
+    """What a site's annotated training rows fill its steps with; none if it has none.
+
+    One stream of everything annotated, or, with `lungs_batch_size`, one of labels and one of
+    masks: of ten masks among thousands of labels the lungs head would hardly see any.
+    """
+    if plan.lungs_batch_size is None:
+        parts = [(data.supervised("train", tasks), plan.batch_size)]
+    else:
+        masks, labels = data.outlined("train", tasks), data.labelled("train", tasks)
+        parts = [(labels, plan.batch_size), (masks, plan.lungs_batch_size)]
+    return [Stream(group_units(data, rows, plan.unit), size) for rows, size in parts if len(rows)]
+
+
+def training_batches(
+    data: SiteData, streams: Sequence[Stream], plan: AugmentPlan, seed: int
+) -> Iterator[Batch]:
+    """Augmented batches without end, each with its share of every stream.
+
     The same seed gives the same batches, whatever the machine did before.
     """
     generator = torch.Generator().manual_seed(seed)
-    waiting: list[int] = []
-    for _ in range(steps):
-        if not waiting:
-            waiting = torch.randperm(len(units), generator=generator).tolist()
-        chosen, waiting = waiting[:batch_size], waiting[batch_size:]
-        rows = np.concatenate([units[i] for i in chosen])
-        unit = np.repeat(np.arange(len(chosen)), [len(units[i]) for i in chosen])
-        batch = data.batch(rows, unit)
+    drawn = [stream.draw(seed + 1 + number) for number, stream in enumerate(streams)]
+    for parts in zip(*drawn, strict=True):
+        chosen = [unit for part in parts for unit in part]
+        batch = data.batch(*unit_rows(chosen))
         batch.images, batch.masks = augment(
             batch.images, batch.masks, batch.lung_rows, plan, generator
         )
         yield batch
+
+
+def unit_rows(units: Sequence[Rows]) -> tuple[Rows, Rows]:
+    """The rows of some units, (R,) int64, and which of the units each belongs to, (R,) int64."""
+    sizes = [len(unit) for unit in units]
+    return np.concatenate(units), np.repeat(np.arange(len(units)), sizes)
+
+
+def to_model_format(images: Tensor) -> Tensor:
+    """NHWC memory on a GPU, where convolutions want it; NCHW on a CPU, where it is faster."""
+    if images.device.type == "cuda":
+        return images.contiguous(memory_format=torch.channels_last)
+    return images

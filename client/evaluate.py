@@ -8,12 +8,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client.batches import Rows, SiteData
-from client.train import to_model_format
+from client.batches import Rows, SiteData, to_model_format
 from common.findings import FINDINGS
 from common.heads import FindingsHead, LungsHead
 from common.metrics import auroc, dice, iou, macro
 from common.model import MultitaskModel
+from common.saliency import bridge_planes
 
 EVALUATION_BATCH = 64
 
@@ -25,6 +25,7 @@ class Heads:
     findings: FindingsHead | None
     lungs: LungsHead | None
     annotates: tuple[str, ...]
+    bridge: FindingsHead | None = None  # whose saliency the lungs head is given, if any
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def predict(
             features = model.encoder(to_model_format(batch.images))
             logits = [_logits(head, features) for head in heads]
             masked = [feature[batch.lung_rows] for feature in features]
-            lungs = [_lungs(head, masked) for head in heads]
+            pictures = batch.images[batch.lung_rows]
+            lungs = [_lungs(model, head, masked, pictures) for head in heads]
         for site, own_logits, own_lungs in zip(sites, logits, lungs, strict=True):
             site.add(own_logits, own_lungs, batch.masks)
         speaking = [probability for probability in lungs if probability is not None]
@@ -90,11 +92,16 @@ def _logits(head: Heads, features: list[Tensor]) -> Tensor:
     return torch.where(speaks.to(silent.device), head.findings(features).float(), silent)
 
 
-def _lungs(head: Heads, features: list[Tensor]) -> Tensor | None:
-    """(M, 1, S, S) float32 lung probabilities of images that have a mask."""
-    if head.lungs is None or features[0].shape[0] == 0:
+def _lungs(
+    model: MultitaskModel, head: Heads, features: list[Tensor], images: Tensor
+) -> Tensor | None:
+    """(M, 1, S, S) float32 lung probabilities of images (M, 1, S, S) that have a mask."""
+    if head.lungs is None or images.shape[0] == 0:
         return None
-    probability: Tensor = head.lungs(features).float().sigmoid()
+    planes = None
+    if head.bridge is not None:
+        planes = bridge_planes(model.encoder, head.bridge, images)
+    probability: Tensor = head.lungs(features, images.shape[-1], planes).float().sigmoid()
     return probability
 
 

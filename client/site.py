@@ -18,16 +18,13 @@ from torch import nn
 from client.batches import SiteData, load_site_data
 from client.cache import open_cache
 from client.evaluate import Heads, Scores, predict, score, true_findings
+from client.finish import fit_findings_head
+from client.optimizer import make_optimizer, optimizer_arrays, restore_optimizer
 from client.settings import SiteFolder, open_site_folder
-from client.train import (
-    fit_findings_head,
-    make_optimizer,
-    optimizer_arrays,
-    restore_optimizer,
-    train_round,
-)
+from client.train import train_round
+from client.unlabelled import unlabelled_rows
 from common.checkpoint import read_arrays, write_arrays
-from common.errors import CacheError, LayoutError, Problem
+from common.errors import CacheError, Problem
 from common.findings import FINDINGS
 from common.model import MultitaskModel, build_model
 from common.parameters import LUNGS, Flat, Layout, flatten, load_flat, shared_layout
@@ -86,7 +83,7 @@ class Site:
         another layout, CacheError for another image size, DivergedError for a lost loss.
         """
         started = time.monotonic()
-        resident = self._prepare(plan, shared)
+        resident = self._prepare(plan)
         optimizer = make_optimizer(resident.model, plan.training)
         self._restore(resident, optimizer, plan, before=round_number)
         load_flat(resident.model, resident.layout, shared)
@@ -113,7 +110,7 @@ class Site:
 
     def evaluate(self, plan: Plan, round_number: int, shared: Flat) -> Scores:
         """Score the shared parameters with the site's own heads on its validation rows."""
-        resident = self._prepare(plan, shared)
+        resident = self._prepare(plan)
         self._restore(resident, None, plan, before=round_number + 1)
         load_flat(resident.model, resident.layout, shared)
         return self._scores(resident, "val")
@@ -123,7 +120,7 @@ class Site:
 
         Nothing is sent but the validation scores. The model lies in `final_model(plan)`.
         """
-        resident = self._prepare(plan, shared)
+        resident = self._prepare(plan)
         self._restore(resident, None, plan, before=round_number + 1)
         load_flat(resident.model, resident.layout, shared)
         fit_findings_head(resident.model, self.data, plan, round_number, self.name)
@@ -139,7 +136,8 @@ class Site:
         covers = self.covers
         lungs = model.lungs if LUNGS in covers else None
         findings = tuple(name for name in covers if name != LUNGS)
-        return Heads(model.findings if findings else None, lungs, findings)
+        bridge = model.findings if lungs is not None and lungs.bridged else None
+        return Heads(model.findings if findings else None, lungs, findings, bridge)
 
     def _scores(self, resident: "_Resident", split: str) -> Scores:
         rows = self.data.supervised(split, resident.tasks)
@@ -152,9 +150,11 @@ class Site:
             return 1.0
         if plan.federation.weighting == "size":
             return float(len(self.data.rows("train")))
-        return float(len(self.data.supervised("train", plan.tasks)))
+        labelled = self.data.supervised("train", plan.tasks)
+        silent = np.setdiff1d(unlabelled_rows(self.data, plan), labelled)
+        return float(max(1, len(labelled) + round(plan.semi_supervision.vote * len(silent))))
 
-    def _prepare(self, plan: Plan, shared: Flat) -> "_Resident":
+    def _prepare(self, plan: Plan) -> "_Resident":
         if plan.model.image_size != self.image_size:
             found = f"images of {self.image_size} px"
             allowed = f"{plan.model.image_size} px, as the plan asks"
@@ -162,16 +162,6 @@ class Site:
             raise CacheError(Problem(cache, "", found, allowed, "Build a cache of that size."))
         if self._resident is None or self._resident.plan_sha256 != plan.sha256:
             self._resident = _Resident(plan, self.device)
-        if shared.shape != (self._resident.layout.size,):
-            raise LayoutError(
-                Problem(
-                    "shared parameters",
-                    "",
-                    f"shape {shared.shape}",
-                    f"({self._resident.layout.size},), the layout of the plan's model",
-                    "Use the same version of Consilium on both sides.",
-                )
-            )
         return self._resident
 
     def _states(self, plan: Plan) -> Path:

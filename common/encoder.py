@@ -1,9 +1,10 @@
 """Encoders: the shared part of the model.
 
 Every encoder takes (B, 1, S, S) float images in [0, 1] and returns five feature maps, finest
-first, at strides 2, 4, 8, 16 and 32. GroupNorm everywhere: it has no running statistics that
-would have to be averaged or could leak, and it is what differential privacy allows. No
-operation on the path is in-place, because per-sample gradient hooks cannot follow those.
+first, at strides 2, 4, 8, 16 and 32 (`multimix`: 1 to 16). GroupNorm everywhere: it has no
+running statistics that would have to be averaged or could leak, and it is what differential
+privacy allows. No operation on the path is in-place, because per-sample gradient hooks cannot
+follow those.
 
 To add a backbone: write a function that returns an `Encoder`, name it in `BACKBONES` and in
 `common.plan.Backbone`.
@@ -36,7 +37,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class Encoder(nn.Module):
-    """Five stages in a row. `channels[i]` is the width of stage i, whose stride is 2**(i+1)."""
+    """Five stages in a row, each at half the resolution of the one before; `channels[i]` wide."""
 
     def __init__(self, stages: list[nn.Module], channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
         self.channels = channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 1, S, S) in [0, 1] to five maps (B, channels[i], S / 2**(i+1), same)."""
+        """(B, 1, S, S) in [0, 1] to five maps (B, channels[i], side, side), finest first."""
         x = standardise(images)
         features = []
         for stage in self.stages:
@@ -121,8 +122,28 @@ def _tiny() -> Encoder:
     return Encoder(stages, channels)
 
 
+def _multimix() -> Encoder:
+    """The encoder of MultiMix (arXiv 2110.13185; 1.18 M parameters), without its dropout.
+
+    Instance normalisation without affine is GroupNorm with one channel a group.
+    """
+    channels = (16, 32, 64, 128, 256)
+    stages: list[nn.Module] = []
+    width_in = 1
+    for width in channels:
+        layers: list[nn.Module] = [] if width_in == 1 else [nn.MaxPool2d(2)]
+        for into in (width_in, width):
+            layers.append(nn.Conv2d(into, width, 3, padding=1))
+            layers.append(nn.GroupNorm(width, width, affine=False))
+            layers.append(nn.LeakyReLU(0.2))
+        stages.append(nn.Sequential(*layers))
+        width_in = width
+    return Encoder(stages, channels)
+
+
 BACKBONES: dict[str, Callable[[], Encoder]] = {
     "tiny": _tiny,
+    "multimix": _multimix,
     "resnet18": lambda: _resnet(_BasicBlock, [2, 2, 2, 2]),
     "resnet50": lambda: _resnet(_Bottleneck, [3, 4, 6, 3]),
     "densenet121": _densenet,

@@ -1,7 +1,9 @@
 """Heads: the part of the model that, by default, stays at its site."""
 
+from collections.abc import Collection
 from math import log
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,14 +45,29 @@ class LungsHead(nn.Module):
     pyramid (Lin et al., CVPR 2017, section 3): every map is first reduced to the stage's width
     by a 1 x 1 convolution and then added. It stops at stride 2 and upsamples the logits: lung
     borders are smooth, and a stage at full resolution would cost more than all the others.
+
+    `planes` more input channels, if any, join the lateral inputs of the stages that `bridged`
+    names (0 is the finest): the saliency bridge, see common/saliency.py.
     """
 
-    def __init__(self, channels: tuple[int, ...], width: int) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        width: int,
+        planes: int = 0,
+        bridged: Collection[int] = (),
+    ) -> None:
         super().__init__()
+        self.bridged = frozenset(bridged)
         widths = [min(width * 2**stage, 4 * width) for stage in range(len(channels))]
         coarse_first = list(reversed(range(len(channels))))
         self.lateral = nn.ModuleList(
-            nn.Conv2d(channels[stage], widths[stage], kernel_size=1) for stage in coarse_first
+            nn.Conv2d(
+                channels[stage] + (planes if stage in self.bridged else 0),
+                widths[stage],
+                kernel_size=1,
+            )
+            for stage in coarse_first
         )
         self.narrow = nn.ModuleList(
             nn.Conv2d(widths[stage + 1], widths[stage], kernel_size=1) for stage in coarse_first[1:]
@@ -65,8 +82,16 @@ class LungsHead(nn.Module):
         )
         self.logit = nn.Conv2d(widths[0], 1, kernel_size=1)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Five feature maps, the finest at stride 2, to lung logits (B, 1, S, S)."""
+    def forward(self, features: list[Tensor], size: int, planes: Tensor | None = None) -> Tensor:
+        """Five feature maps to lung logits (B, 1, S, S), where `size` is S.
+
+        planes: (B, planes, S, S), needed by a head that was built with some.
+        """
+        if planes is not None:
+            features = [
+                self._joined(feature, planes) if stage in self.bridged else feature
+                for stage, feature in enumerate(features)
+            ]
         coarsest, *finer = reversed(features)
         x = self.lateral[0](coarsest)
         stages = zip(finer, self.lateral[1:], self.narrow, self.smooth, strict=True)
@@ -74,4 +99,9 @@ class LungsHead(nn.Module):
             x = functional.interpolate(narrow(x), size=feature.shape[-2:], mode="nearest")
             x = smooth(x + lateral(feature))
         logits: Tensor = self.logit(x)
-        return functional.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+        return functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+
+    def _joined(self, feature: Tensor, planes: Tensor) -> Tensor:
+        height, width = feature.shape[-2:]
+        small = functional.adaptive_avg_pool2d(planes, (height, width))
+        return torch.cat([feature, small.to(feature.dtype)], dim=1)

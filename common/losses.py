@@ -5,7 +5,8 @@ denominators (its annotated findings, its masked images) and by nothing that oth
 the batch could change. So a batch is a plain mean over units, and clipping a unit's gradient
 bounds that unit's influence. A loss divided by "labels in the batch" would break this.
 
-To change the loss, change a term here: `unit_losses` is the only place that adds them up.
+Labels and masks teach in `unit_losses`; what a teacher model says about images without them
+teaches in `consistency_losses`. These two are the only places that add terms up.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,26 @@ class Batch:
     known: Tensor
     lung_rows: Tensor
     masks: Tensor
+    unit: Tensor
+    units: int
+
+
+@dataclass
+class Targets:
+    """What a teacher says about the B rows (images) of U units; it carries no gradient.
+
+    findings: (B, 14) probabilities, or 0/1. weights: (B, 14) float, how much each counts.
+    open: (B, 14) bool, the findings on which the student should follow: the denominator.
+    lung_rows: (M,) int64. lungs: (M, 1, S, S) probabilities in the student's frame.
+    pixels: (M, 1, S, S) bool, those that count. unit: (B,) int64 in [0, units). units: U.
+    """
+
+    findings: Tensor
+    weights: Tensor
+    open: Tensor
+    lung_rows: Tensor
+    lungs: Tensor
+    pixels: Tensor
     unit: Tensor
     units: int
 
@@ -90,4 +111,48 @@ def unit_losses(
         masked = torch.ones_like(per_mask, dtype=torch.bool)
         units = batch.unit[batch.lung_rows]
         total = total + lungs_weight * unit_mean(per_mask, masked, units, batch.units)
+    return total
+
+
+def divergence(logits: Tensor, targets: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of Bernoulli(sigmoid(logits)) from Bernoulli(targets).
+
+    Elementwise, any shape, targets in [0, 1]. It is cross-entropy minus the target's own
+    entropy: the same gradient, but 0 where the two agree.
+    """
+    entropy: Tensor = torch.special.entr(targets) + torch.special.entr(1 - targets)
+    crossed = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return crossed - entropy
+
+
+def findings_consistency(logits: Tensor, targets: Targets) -> Tensor:
+    """How far (B, 14) logits are from the teacher's findings, over each row's open ones: (B,)."""
+    terms = divergence(logits, targets.findings) * targets.weights * targets.open
+    return terms.sum(dim=1) / targets.open.sum(dim=1).clamp_min(1)
+
+
+def lungs_consistency(logits: Tensor, targets: Targets) -> Tensor:
+    """How far (M, 1, S, S) logits are from the teacher's lungs, over pixels that count: (M,)."""
+    terms = (divergence(logits, targets.lungs) * targets.pixels).flatten(1).sum(dim=1)
+    return terms / targets.pixels.flatten(1).sum(dim=1).clamp_min(1)
+
+
+def consistency_losses(
+    outputs: Outputs, targets: Targets, findings_weight: float, lungs_weight: float
+) -> Tensor:
+    """Each unit's loss for not following the teacher, (U,) float32.
+
+    outputs.lungs must hold the logits of exactly `targets.lung_rows`, in that order.
+    """
+    total = torch.zeros(targets.units, dtype=torch.float32, device=targets.unit.device)
+    if outputs.findings is not None and findings_weight > 0:
+        per_row = findings_consistency(outputs.findings.float(), targets)
+        follows = targets.open.any(dim=1)
+        means = unit_mean(per_row, follows, targets.unit, targets.units)
+        total = total + findings_weight * means
+    if outputs.lungs is not None and lungs_weight > 0 and targets.lung_rows.numel() > 0:
+        per_image = lungs_consistency(outputs.lungs.float(), targets)
+        everyone = torch.ones_like(per_image, dtype=torch.bool)
+        units = targets.unit[targets.lung_rows]
+        total = total + lungs_weight * unit_mean(per_image, everyone, units, targets.units)
     return total

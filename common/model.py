@@ -1,5 +1,6 @@
 """The multitask model: one shared encoder, a findings head and a lungs head."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from common.encoder import Encoder, build_encoder, fold_batch_norm
 from common.errors import InputError, Problem
 from common.heads import FindingsHead, LungsHead
 from common.plan import Plan
+from common.saliency import PLANES, bridge_planes
+from common.sections import ModelPlan
 
 _IMAGENET = {
     "resnet18": ResNet18_Weights.IMAGENET1K_V1,
@@ -32,26 +35,55 @@ class Outputs:
 class MultitaskModel(nn.Module):
     """Encoder and heads. A task that the plan leaves out has no head at all."""
 
-    def __init__(self, encoder: Encoder, findings: bool, lungs: bool, decoder_width: int) -> None:
+    def __init__(self, encoder: Encoder, findings: bool, lungs: bool, plan: ModelPlan) -> None:
         super().__init__()
         self.encoder = encoder
         self.findings = FindingsHead(encoder.channels[-1]) if findings else None
-        self.lungs = LungsHead(encoder.channels, decoder_width) if lungs else None
+        stages = _BRIDGED[plan.bridge](len(encoder.channels))
+        planes = PLANES if stages else 0
+        self.lungs = (
+            LungsHead(encoder.channels, plan.decoder_width, planes, stages) if lungs else None
+        )
 
-    def forward(self, images: Tensor, lung_rows: Tensor | None = None) -> Outputs:
+    def forward(
+        self, images: Tensor, lung_rows: Tensor | None = None, planes: Tensor | None = None
+    ) -> Outputs:
         """Run both heads on one pass of the encoder.
 
         images: (B, 1, S, S) float in [0, 1]. lung_rows: (M,) int64, the rows that need the
         decoder (None: all). Decoding only images that have a mask is what keeps a multitask
-        step near the price of a findings-only step.
+        step near the price of a findings-only step. planes: (M, 2, S, S), what `planes`
+        returned for those rows; worked out here if a bridge needs them and they are not given.
         """
+        if planes is None:
+            planes = self.planes(images if lung_rows is None else images[lung_rows])
         features = self.encoder(images)
         findings = None if self.findings is None else self.findings(features)
         if self.lungs is None or (lung_rows is not None and lung_rows.numel() == 0):
             return Outputs(findings, None)
         if lung_rows is not None and lung_rows.numel() < images.shape[0]:
             features = [feature[lung_rows] for feature in features]
-        return Outputs(findings, self.lungs(features))
+        return Outputs(findings, self.lungs(features, images.shape[-1], planes))
+
+    def planes(self, images: Tensor) -> Tensor | None:
+        """What crosses the bridge for images (M, 1, S, S): (M, 2, S, S), None without a bridge.
+
+        Apart from `forward`, so that neither a compiled forward nor hooks for gradients per
+        unit see the second pass through the encoder.
+        """
+        if self.lungs is None or not self.lungs.bridged or images.shape[0] == 0:
+            return None
+        if self.findings is None:
+            raise ValueError("a bridge needs the findings head")  # the plan's validator asks too
+        return bridge_planes(self.encoder, self.findings, images)
+
+
+# Stages of the lungs head that the bridge joins, given how many there are.
+_BRIDGED: dict[str, Callable[[int], Collection[int]]] = {
+    "off": lambda stages: (),
+    "decoder-input": lambda stages: (stages - 1,),
+    "all-stages": range,
+}
 
 
 def build_model(plan: Plan, pretrained: bool = True) -> MultitaskModel:
@@ -66,8 +98,7 @@ def build_model(plan: Plan, pretrained: bool = True) -> MultitaskModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         encoder = build_encoder(plan.model.backbone)
-        tasks = plan.tasks
-        model = MultitaskModel(encoder, tasks.findings, tasks.lungs, plan.model.decoder_width)
+        model = MultitaskModel(encoder, plan.tasks.findings, plan.tasks.lungs, plan.model)
     if pretrained and plan.model.pretrained != "none":
         load_pretrained(encoder, plan.model.backbone, plan.model.pretrained)
     return model

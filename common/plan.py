@@ -8,7 +8,7 @@ neither torch nor Flower, so that a site can read and judge a plan before loadin
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -71,11 +71,25 @@ def plan_from_json(text: str) -> Plan:
     try:
         return Plan.model_validate_json(text)
     except ValidationError as error:
-        raise PlanError(_problems(error, "plan")) from None
+        raise PlanError(validation_problems(error, "plan", Plan)) from None
 
 
 def load_plan(path: Path) -> Plan:
     """Read a plan from a YAML file. Raises PlanError with every mistake in it."""
+    raw = read_mapping(path, "plan keys")
+    resolve_weights(raw, path)
+    try:
+        # Through JSON: YAML lists then become the plan's tuples, in strict mode too.
+        return Plan.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise PlanError(validation_problems(error, str(path), Plan)) from None
+
+
+def read_mapping(path: Path, keys: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `keys` says of what, for the error.
+
+    Raises PlanError when there is no such file, or something else in it.
+    """
     file = str(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -92,17 +106,12 @@ def load_plan(path: Path) -> Plan:
     if not isinstance(raw, dict):
         found = f"a {type(raw).__name__}"
         raise PlanError(
-            Problem(file, "", found, "a mapping of plan keys", "Start from simulations/plans.")
+            Problem(file, "", found, f"a mapping of {keys}", "Start from simulations/plans.")
         )
-    _resolve_weights(raw, path)
-    try:
-        # Through JSON: YAML lists then become the plan's tuples, in strict mode too.
-        return Plan.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise PlanError(_problems(error, file)) from None
+    return raw
 
 
-def _resolve_weights(raw: dict[str, Any], path: Path) -> None:
+def resolve_weights(raw: dict[str, Any], path: Path) -> None:
     """A weight file is named relative to its plan; Flower runs the server somewhere else."""
     model = raw.get("model")
     source = model.get("pretrained") if isinstance(model, dict) else None
@@ -110,19 +119,19 @@ def _resolve_weights(raw: dict[str, Any], path: Path) -> None:
         raw["model"] = {**raw["model"], "pretrained": str((path.parent / source).resolve())}
 
 
-def _problems(error: ValidationError, file: str) -> list[Problem]:
-    """Pydantic's errors in our words: one Problem each."""
-    return [_problem(detail, file) for detail in error.errors(include_url=False)]
+def validation_problems(error: ValidationError, file: str, model: type[BaseModel]) -> list[Problem]:
+    """Pydantic's errors about `model` in our words: one Problem each."""
+    return [_problem(detail, file, model) for detail in error.errors(include_url=False)]
 
 
-def _problem(detail: Any, file: str) -> Problem:
+def _problem(detail: Any, file: str, model: type[BaseModel]) -> Problem:
     key = ".".join(str(part) for part in detail["loc"]) or "plan"
     if detail["type"] == "extra_forbidden":
         return Problem(
             file,
             f"key {key!r}",
             "an unknown key",
-            _known_keys(detail["loc"]),
+            _known_keys(detail["loc"], model),
             "Remove or rename it.",
         )
     if detail["type"] == "missing":
@@ -133,12 +142,22 @@ def _problem(detail: Any, file: str) -> Problem:
     return Problem(file, f"key {key!r}", found, allowed, "Change the value.")
 
 
-def _known_keys(loc: tuple[str | int, ...]) -> str:
+def _known_keys(loc: tuple[str | int, ...], section: type[BaseModel]) -> str:
     """The keys that the section of an unknown key does have."""
-    section: type[BaseModel] = Plan
     for part in loc[:-1]:
-        field = section.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type):
+        if isinstance(part, int):  # a place in a list of sections
+            continue
+        field = section.model_fields.get(part)
+        inner = None if field is None else _section_in(field.annotation)
+        if inner is None:
             break
-        section = field.annotation
+        section = inner
     return "one of " + ", ".join(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, be it alone, optional or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_section_in(part) for part in get_args(annotation))
+    return next((section for section in found if section is not None), None)

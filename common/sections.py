@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.findings import FINDINGS
 
-Backbone = Literal["tiny", "resnet18", "resnet50", "densenet121"]
+Backbone = Literal["tiny", "multimix", "resnet18", "resnet50", "densenet121"]
 StrategyName = Literal[
     "fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedmedian", "fedtrimmedavg", "krum"
 ]
@@ -130,6 +130,9 @@ class TrainingPlan(Section):
     warmup_rounds: float = Field(1.0, ge=0.0)
     weight_decay: float = Field(0.01, ge=0.0)
     batch_size: int = Field(16, ge=1)
+    lungs_batch_size: int | None = Field(
+        None, ge=1, description="masks added to every step; null: as they come in the batch"
+    )
     local_epochs: float | None = Field(None, gt=0.0, description="passes over the data a round")
     local_steps: int | None = Field(None, ge=1, description="optimizer steps a round")
     unit: Literal["image", "patient"] = Field("image", description="what one loss term counts")

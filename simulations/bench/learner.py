@@ -6,6 +6,7 @@ same parameters up to rounding (a test says so).
 """
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.augment import augment
-from client.batches import Pixels, SiteData, training_batches
-from client.train import make_optimizer, round_seed, train_round
+from client.batches import Pixels, SiteData, Stream, group_units, training_batches
+from client.optimizer import make_optimizer
+from client.train import round_seed, train_round
 from common.findings import FINDINGS
 from common.losses import Batch
 from common.model import MultitaskModel, build_model
@@ -113,12 +115,14 @@ def _lungs_loss(logits: Tensor, masks: Tensor) -> Tensor:
 def round_by_hand(learner: Learner, data: SiteData, round_number: int) -> None:
     """The yardstick: one round of local training as a minimal PyTorch loop."""
     plan = learner.plan
-    generator = torch.Generator().manual_seed(round_seed(plan, SITE, round_number))
+    seed = round_seed(plan, SITE, round_number)
+    generator = torch.Generator().manual_seed(seed)
+    shuffler = torch.Generator().manual_seed(seed + 1)
     rows = data.rows("train")
     waiting = rows[:0]
     for _ in range(plan.training.local_steps or 0):
         if not len(waiting):
-            waiting = rows[torch.randperm(len(rows), generator=generator).numpy()]
+            waiting = rows[torch.randperm(len(rows), generator=shuffler).numpy()]
         chosen, waiting = np.split(waiting, [plan.training.batch_size])
         images = data.images.gather(data.image_row[chosen]).float() / 255
         masked = np.flatnonzero(data.mask_row[chosen] >= 0)
@@ -147,10 +151,11 @@ def compared_rounds(learner: Learner, data: SiteData) -> dict[str, Work]:
 
 def steps_from_cache(learner: Learner, data: SiteData) -> None:
     """The plan's steps on batches that are gathered and augmented on the way."""
-    training, units = learner.plan.training, [np.array([row]) for row in data.rows("train")]
-    steps = training.local_steps or 0
-    batches = training_batches(data, units, training.batch_size, steps, training.augment, seed=0)
-    for batch in batches:
+    training = learner.plan.training
+    units = group_units(data, data.rows("train"), training.unit)
+    stream = Stream(units, training.batch_size)
+    batches = training_batches(data, [stream], training.augment, seed=0)
+    for batch in islice(batches, training.local_steps):
         step(learner, batch)
 
 

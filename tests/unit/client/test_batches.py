@@ -1,5 +1,6 @@
 """From cache to batches: the right pixels, labels, units, and every unit once a pass."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from client.batches import group_units, load_site_data, select, training_batches
+from client.batches import Stream, group_units, load_site_data, select, training_batches
 from client.settings import open_site_folder
 from common.errors import DataError
 from common.findings import FINDINGS
@@ -99,7 +100,7 @@ def test_one_pass_sees_every_unit_once(
     )
 
     def seen(seed: int) -> list[float]:
-        batches = list(training_batches(data, units, 4, steps, still, seed))
+        batches = list(islice(training_batches(data, [Stream(units, 4)], still, seed), steps))
         assert sum(batch.units for batch in batches) == len(units)
         return [float(image.sum()) for batch in batches for image in batch.images]
 

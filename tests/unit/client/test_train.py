@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from client.batches import SiteData, load_site_data
+from client.batches import SiteData, Stream, load_site_data
+from client.finish import fit_findings_head, pooled_features
+from client.optimizer import (
+    add_proximal_gradient,
+    learning_rate,
+    make_optimizer,
+    optimizer_arrays,
+    restore_optimizer,
+)
 from client.settings import open_site_folder
 from client.train import (
     DivergedError,
     NothingToLearnError,
-    add_proximal_gradient,
-    fit_findings_head,
-    learning_rate,
-    make_optimizer,
-    optimizer_arrays,
-    pooled_features,
-    restore_optimizer,
     round_seed,
     steps_per_round,
     train_round,
@@ -50,7 +51,9 @@ def data(tmp_path: Path, nih_archive: ArchiveFactory) -> SiteData:
     ],
 )
 def test_steps_per_round(plan: TrainingPlan, units: int, steps: int) -> None:
-    assert steps_per_round(plan, units) == steps
+    longest = Stream([np.array([row]) for row in range(units)], plan.batch_size)
+    other = Stream([np.array([0])], 1)
+    assert steps_per_round(plan, [other, longest]) == steps
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
@@ -101,7 +104,7 @@ def test_a_site_without_anything_to_learn_abstains(data: SiteData) -> None:
     plan = small_plan()
     model = build_model(plan)
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(NothingToLearnError, match="site w has no labelled training row"):
+    with pytest.raises(NothingToLearnError, match="site w has no training row that teaches"):
         train_round(model, model, make_optimizer(model, plan.training), empty, plan, 1, "w")
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 

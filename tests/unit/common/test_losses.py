@@ -1,5 +1,7 @@
 """The per-unit contract: a unit's loss depends on that unit alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from common.losses import Batch, findings_loss, lungs_loss, unit_losses, unit_mean
+from common.losses import (
+    Batch,
+    Targets,
+    consistency_losses,
+    divergence,
+    findings_loss,
+    lungs_loss,
+    unit_losses,
+    unit_mean,
+)
 from common.model import Outputs
 
 SIDE = 8
@@ -125,3 +136,80 @@ def test_unit_mean(unit: list[int]) -> None:
     for number in range(3):
         own = values[(torch.tensor(unit) == number) & present]
         assert means[number] == (own.mean() if len(own) else 0.0)
+
+
+def taught(rows: list[tuple[int, int, bool]], seed: int = 0) -> tuple[Outputs, Targets]:
+    """rows: (unit, number of open findings, are lungs followed) each."""
+    outputs, batch = make(rows, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    lungs = torch.rand(batch.masks.shape, generator=generator)
+    return outputs, Targets(
+        findings=torch.rand(batch.targets.shape, generator=generator),
+        weights=torch.rand(batch.targets.shape, generator=generator),
+        open=batch.known,
+        lung_rows=batch.lung_rows,
+        lungs=lungs,
+        pixels=lungs > 0.3,
+        unit=batch.unit,
+        units=batch.units,
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(row, min_size=1, max_size=8), st.integers(0, 1000))
+def test_a_units_consistency_ignores_other_units(
+    rows: list[tuple[int, int, bool]], seed: int
+) -> None:
+    outputs, targets = taught(rows, seed)
+    together = consistency_losses(outputs, targets, 1.0, 0.7)
+    assert together.shape == (targets.units,)
+    assert (together >= 0).all()
+    _, batch = make(rows, seed)
+    for unit in set(targets.unit.tolist()):
+        own, alone = only(outputs, batch, unit)
+        chosen = targets.unit == unit
+        masked = torch.isin(targets.lung_rows, chosen.nonzero().squeeze(1))
+        single = replace(
+            targets,
+            findings=targets.findings[chosen],
+            weights=targets.weights[chosen],
+            open=targets.open[chosen],
+            lung_rows=alone.lung_rows,
+            lungs=targets.lungs[masked],
+            pixels=targets.pixels[masked],
+            unit=alone.unit,
+            units=1,
+        )
+        assert torch.allclose(together[unit], consistency_losses(own, single, 1.0, 0.7)[0])
+
+
+def test_divergence_is_zero_at_agreement_and_has_the_gradient_of_cross_entropy() -> None:
+    targets = torch.tensor([0.0, 0.2, 0.5, 0.97, 1.0])
+    agreeing = torch.logit(targets, eps=1e-7)
+    assert torch.allclose(divergence(agreeing, targets), torch.zeros(5), atol=1e-5)
+    logits = torch.linspace(-3, 3, 5, requires_grad=True)
+    (ours,) = torch.autograd.grad(divergence(logits, targets).sum(), logits)
+    crossed = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    (theirs,) = torch.autograd.grad(crossed, logits)
+    assert torch.allclose(ours, theirs)
+    assert torch.allclose(ours, torch.sigmoid(logits.detach()) - targets)
+
+
+def test_findings_that_are_not_open_are_not_followed() -> None:
+    outputs, targets = taught([(0, 3, False), (1, 0, False)])
+    losses = consistency_losses(outputs, targets, 1.0, 1.0)
+    assert outputs.findings is not None
+    terms = divergence(outputs.findings[0, :3], targets.findings[0, :3]) * targets.weights[0, :3]
+    assert torch.allclose(losses[0], terms.sum() / 3)
+    assert losses[1] == 0.0
+
+
+def test_pixels_that_do_not_count_are_not_followed() -> None:
+    outputs, targets = taught([(0, 0, True), (1, 0, True)])
+    targets.pixels[1] = False
+    losses = consistency_losses(outputs, targets, 1.0, 2.0)
+    assert outputs.lungs is not None
+    counted = targets.pixels[0]
+    terms = divergence(outputs.lungs[0][counted], targets.lungs[0][counted])
+    assert torch.allclose(losses[0], 2 * terms.mean())
+    assert losses[1] == 0.0
