@@ -83,12 +83,12 @@ class StrongView(AugmentPlan):
     rotate_degrees: float = Field(15.0, ge=0.0, le=45.0)
     translate: float = Field(0.08, ge=0.0, le=0.5)
     scale: float = Field(0.15, ge=0.0, le=0.5)
-    brightness: float = Field(0.15, ge=0.0, le=1.0)
-    contrast: float = Field(0.35, ge=0.0, lt=1.0)
-    gamma: float = Field(0.35, ge=0.0, lt=1.0)
-    noise: float = Field(0.04, ge=0.0, le=0.5)
-    blur: float = Field(0.01, ge=0.0, le=0.05, description="largest deviation, share of the side")
-    cutout: float = Field(0.25, ge=0.0, le=0.5, description="largest square, share of the side")
+    brightness: float = Field(0.1, ge=0.0, le=1.0)
+    contrast: float = Field(0.25, ge=0.0, lt=1.0)
+    gamma: float = Field(0.25, ge=0.0, lt=1.0)
+    noise: float = Field(0.03, ge=0.0, le=0.5)
+    blur: float = Field(0.004, ge=0.0, le=0.05, description="largest deviation, share of the side")
+    cutout: float = Field(0.0, ge=0.0, le=0.5, description="largest square, share of the side")
 
 
 class SemiSupervisionPlan(Section):
@@ -100,10 +100,10 @@ class SemiSupervisionPlan(Section):
 
     mode: Literal["off", "mean-teacher", "fixmatch"] = "off"
     findings_weight: float = Field(1.0, ge=0.0)
-    lungs_weight: float = Field(1.0, ge=0.0)
-    batch_size: int = Field(16, ge=1, description="units without annotation in a step")
-    teacher_decay: float = Field(0.99, ge=0.0, lt=1.0, description="of the average, per step")
-    start: Fraction = Field(0.1, description="share of all rounds before the term begins")
+    lungs_weight: float = Field(0.3, ge=0.0)
+    batch_size: int = Field(8, ge=1, description="units without annotation in a step")
+    teacher_decay: float = Field(0.999, ge=0.0, lt=1.0, description="of the average, per step")
+    start: Fraction = Field(0.2, description="share of all rounds before the term begins")
     ramp: Fraction = Field(0.3, description="share of all rounds until it has its full weight")
     weak: WeakView = WeakView()
     strong: StrongView = StrongView()

@@ -120,7 +120,7 @@ def train_baselines(
     if torch.cuda.is_available():
         side_by_side = max(1, int(1 / (plan.simulation.gpus_per_site or 1.0)))
     failed = {}
-    with _workers(side_by_side) as pool:
+    with worker_pool(side_by_side) as pool:
         jobs = {pool.submit(train_alone, plan.to_json(), each, threads): each for each in folders}
         for job in as_completed(jobs):
             try:
@@ -135,7 +135,7 @@ def train_baselines(
 
 
 @contextmanager
-def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes of which none outlives this one, not even after kill -9."""
     # Python's own helper process serves others after us: started now, it carries no mark.
     resource_tracker.ensure_running()

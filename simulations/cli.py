@@ -1,11 +1,8 @@
 """`consilium-sim`: parse, wire, call. The work is in the modules that this one imports."""
 
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +14,19 @@ from client.nih import open_archive
 from common.checkpoint import read_json, write_json
 from common.errors import ConsiliumError, InputError, Problem
 from common.plan import Plan, load_plan, plan_from_json
+from simulations.options import (
+    AsJson,
+    DataOption,
+    MasksOption,
+    SkipBad,
+    output,
+    refuse_with_resume,
+    required,
+    resumable,
+)
 from simulations.partition import partition, print_summary, read_groups
 from simulations.phantom import contact_sheet, make_phantom
+from simulations.study import cli as study
 
 app = typer.Typer(
     help="Hospitals that learn together, simulated on this machine.",
@@ -26,17 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
-DataOption = Annotated[
-    Path | None, typer.Option(help="archive in the NIH layout; without it, a phantom is made")
-]
-MasksOption = Annotated[
-    Path | None,
-    typer.Option(help="lung masks of the archive, or a folder with images/ and masks/"),
-]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out bad images and say which")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+PLAN = ("PLAN", "See simulations/plans.")
 Sites = Annotated[int | None, typer.Option(help="hospitals, instead of the plan's number")]
 
 
@@ -75,26 +74,23 @@ def run(
         run_experiment,
     )
 
-    with _output(as_json) as console:
+    with output(as_json) as console:
         if resume is not None:
             given = {"PLAN": plan_file, "--data": data, "--masks": masks, "--sites": sites}
-            _refuse_with_resume(given | {"--out": out})
+            refuse_with_resume(given | {"--out": out})
             folder, plan = resume, resume_run(resume)
             request = load_request(folder)
             request = replace(request, skip_bad=request.skip_bad or skip_bad)
         else:
-            plan = _with_sites(_required_plan(plan_file), sites)
+            plan = _with_sites(load_plan(required(plan_file, *PLAN)), sites)
             stamp = time.strftime("%Y%m%d-%H%M%S")
             folder = out or Path("runs") / f"{plan.name}-{stamp}"
             request = Request(data, masks, skip_bad)
             open_run(plan, folder, request)
         console.print(f"plan {plan.name} ({plan.sha256[:12]}), run folder {folder}")
         try:
-            summary = run_experiment(plan, folder, request, console)
-        except KeyboardInterrupt:
-            hint = f"interrupted; go on with `consilium-sim run --resume {folder}`"
-            typer.echo(hint, err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            with resumable("run", folder):
+                summary = run_experiment(plan, folder, request, console)
         except InputError:
             if resume is None:
                 discard_empty_run(folder)
@@ -102,24 +98,6 @@ def run(
         print_result(summary, folder, console)
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))
-
-
-def _refuse_with_resume(given: Mapping[str, object]) -> None:
-    """A run goes on as it was begun. Raises InputError for what would silently be ignored."""
-    extra = [name for name, value in given.items() if value is not None]
-    if extra:
-        found, allowed = f"{', '.join(extra)} too", "--resume RUN alone, or with --skip-bad"
-        step = "Leave them out, or start a new run."
-        raise InputError(Problem("command line", "--resume", found, allowed, step))
-
-
-def _required_plan(plan_file: Path | None) -> Plan:
-    if plan_file is None:
-        problem = Problem(
-            "command line", "PLAN", "nothing", "a plan file", "See simulations/plans."
-        )
-        raise InputError(problem)
-    return load_plan(plan_file)
 
 
 def _with_sites(plan: Plan, sites: int | None) -> Plan:
@@ -203,11 +181,6 @@ def bench(
         raise typer.Exit(1)
 
 
-@contextmanager
-def _output(as_json: bool) -> Iterator[Console]:
-    """The console for progress: nothing at all when JSON is asked for."""
-    if not as_json:
-        yield Console(highlight=False)
-        return
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        yield Console(file=nowhere)
+# The studies; their modules are loaded by the command that needs them.
+ablate = app.command()(study.ablate)
+tasks = app.command()(study.tasks)

@@ -108,3 +108,32 @@ def test_a_weight_file_is_named_relative_to_its_plan(tmp_path: Path) -> None:
     plan = load_plan(write(tmp_path, "name: a\nmodel: {pretrained: weights/x.pth}\n"))
     assert plan.model.pretrained == str(tmp_path / "weights" / "x.pth")
     assert load_plan(write(tmp_path, "name: a\n")).model.pretrained == "none"
+
+
+def test_a_bridge_needs_both_tasks(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: a\nmodel: {bridge: all-stages}\ntasks: {lungs: false}\n")
+    with pytest.raises(PlanError, match=r"model\.bridge joins both tasks"):
+        load_plan(file)
+
+
+def test_fixmatch_needs_validation_images(tmp_path: Path) -> None:
+    text = (
+        "name: a\nsemi_supervision: {mode: fixmatch}\n"
+        "simulation: {partition: {val_fraction: 0.0}}\n"
+    )
+    with pytest.raises(PlanError, match=r"val_fraction must be above 0"):
+        load_plan(write(tmp_path, text))
+    assert load_plan(write(tmp_path, "name: a\nsemi_supervision: {mode: fixmatch}\n"))
+
+
+def test_semi_supervision_is_off_unless_asked_for() -> None:
+    assert Plan(name="a").semi_supervision.mode == "off"
+    assert Plan(name="a").model.bridge == "off"
+
+
+def test_changing_one_range_of_a_view_keeps_the_others() -> None:
+    text = '{"name": "a", "semi_supervision": {"strong": {"blur": 0.02}}}'
+    strong = plan_from_json(text).semi_supervision.strong
+    default = Plan(name="a").semi_supervision.strong
+    assert strong.blur == 0.02
+    assert strong.model_copy(update={"blur": default.blur}) == default

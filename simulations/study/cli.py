@@ -1,0 +1,141 @@
+"""The study commands of `consilium-sim`; simulations/cli.py registers them."""
+
+import json
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.plan import load_plan, plan_from_json
+from simulations.options import (
+    AsJson,
+    DataOption,
+    MasksOption,
+    SkipBad,
+    output,
+    refuse_with_resume,
+    required,
+    resumable,
+)
+
+Out = Annotated[
+    Path | None, typer.Option(help="folder of the study; a second start does what is left")
+]
+Resume = Annotated[Path | None, typer.Option(help="go on with an interrupted study")]
+Workers = Annotated[int | None, typer.Option(min=1, help="trainings side by side; default: cores")]
+
+
+def ablate(
+    spec_file: Annotated[
+        Path | None, typer.Argument(metavar="SPEC", help="rows, budgets, seeds and plan (YAML)")
+    ] = None,
+    data: DataOption = None,
+    masks: MasksOption = None,
+    out: Out = None,
+    resume: Resume = None,
+    workers: Workers = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Which part of the method helps? Train with and without each, and compare."""
+    # torch is loaded only by the command that needs it.
+    from simulations.experiment import Request
+    from simulations.study.ablation import run_ablation
+    from simulations.study.ablation_report import print_result, write_ablation
+    from simulations.study.folder import (
+        at_work,
+        cores,
+        open_study,
+        prepare_study,
+        reopen_study,
+    )
+    from simulations.study.spec import as_json as spec_values
+    from simulations.study.spec import load_spec, spec_from_json
+
+    started = time.monotonic()
+    with output(as_json) as console:
+        if resume is not None:
+            given = {"SPEC": spec_file, "--data": data, "--masks": masks, "--out": out}
+            refuse_with_resume(given)
+            asked, request = reopen_study(resume, "ablate")
+            request = replace(request, skip_bad=request.skip_bad or skip_bad)
+            spec, folder = spec_from_json(json.dumps(asked), str(resume)), resume
+        else:
+            spec = load_spec(required(spec_file, "SPEC", "The README shows one."))
+            folder = out or Path("runs") / f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            request = Request(data, masks, skip_bad)
+            open_study(folder, "ablate", spec.plan, spec_values(spec), request)
+        console.print(f"study {spec.name}, folder {folder}")
+        words = {"": spec_file, "--data": data, "--masks": masks, "--resume": resume}
+        with at_work(folder), resumable("ablate", folder):
+            prepared = prepare_study(spec.plan, folder, request, console)
+            result = run_ablation(spec, prepared, folder, workers or cores(), console)
+            result |= {
+                "command": command_line("ablate", words),
+                "date": time.strftime("%Y-%m-%d"),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            page = write_ablation(result, folder)
+        print_result(result, page, console)
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def tasks(
+    plan_file: Annotated[
+        Path | None, typer.Argument(metavar="PLAN", help="plan file (YAML)")
+    ] = None,
+    data: DataOption = None,
+    masks: MasksOption = None,
+    out: Out = None,
+    resume: Resume = None,
+    workers: Workers = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Is one network for all tasks as good as one for each, and what does it save?"""
+    from simulations.experiment import Request
+    from simulations.study.folder import at_work, cores, open_study, prepare_study, reopen_study
+    from simulations.study.tasks import check_plan, run_tasks
+    from simulations.study.tasks_report import print_tasks, write_tasks
+
+    started = time.monotonic()
+    with output(as_json) as console:
+        if resume is not None:
+            given = {"PLAN": plan_file, "--data": data, "--masks": masks, "--out": out}
+            refuse_with_resume(given)
+            asked, request = reopen_study(resume, "tasks")
+            request = replace(request, skip_bad=request.skip_bad or skip_bad)
+            plan, folder = plan_from_json(json.dumps(asked)), resume
+        else:
+            plan = load_plan(required(plan_file, "PLAN", "See simulations/plans."))
+            check_plan(plan)
+            folder = out or Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            request = Request(data, masks, skip_bad)
+            open_study(folder, "tasks", plan, plan.model_dump(mode="json"), request)
+        console.print(f"plan {plan.name}, folder {folder}")
+        words = {"": plan_file, "--data": data, "--masks": masks, "--resume": resume}
+        with at_work(folder), resumable("tasks", folder):
+            prepared = prepare_study(plan, folder, request, console)
+            result = run_tasks(plan, prepared, workers or cores(), console)
+            result |= {
+                "command": command_line("tasks", words),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            page = write_tasks(result, folder)
+        print_tasks(result, page, console)
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def command_line(command: str, given: dict[str, Path | None]) -> str:
+    """The command as it was given, options that were left out left out."""
+    parts = [part for name, path in given.items() if path for part in (name, str(path)) if part]
+    return shlex.join(["consilium-sim", command, *parts])

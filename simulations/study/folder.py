@@ -1,0 +1,100 @@
+"""A study's folder: what was asked, the archive as it was prepared, and the finished cells.
+
+The same folder may be asked more later (other rows, more seeds): what is done stays done, as
+long as the images, the hospitals and the tests are the same.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.checkpoint import read_json, write_json
+from common.errors import InputError, Problem
+from common.plan import Plan
+from simulations.experiment import Request
+from simulations.prepare import PREPARED, Prepared, load_prepared, prepare
+from simulations.runtime import terminable
+
+STUDY, LOCK = "study.json", ".study.lock"
+
+
+def open_study(
+    folder: Path, kind: str, plan: Plan, asked: Mapping[str, Any], request: Request
+) -> None:
+    """Make a study folder, or go on in one; asked: what the command was asked, for `--resume`.
+
+    Raises InputError when the folder holds something else, another kind of study, or one whose
+    images, hospitals or tests would not be the same.
+    """
+    paths = {"data": request.data, "masks": request.masks}
+    basis = {
+        "kind": kind,
+        **{key: None if path is None else str(path.absolute()) for key, path in paths.items()},
+        "seed": plan.seed,
+        "image_size": plan.model.image_size,
+        "simulation": plan.simulation.model_dump(mode="json"),
+    }
+    file = folder / STUDY
+    if file.exists():
+        before = read_json(file)["basis"]
+        other = [key for key in basis if before.get(key) != basis[key]]
+        if other and (other == ["kind"] or (folder / PREPARED).exists()):
+            raise InputError(
+                Problem(
+                    str(folder),
+                    "",
+                    f"a study with another {', '.join(other)}",
+                    "one of the same images, hospitals and tests",
+                    "Choose another --out.",
+                )
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found, allowed = "a folder with other files in it", "a new folder, or one of a study"
+        raise InputError(Problem(str(folder), "", found, allowed, "Choose another --out."))
+    write_json(file, {"basis": basis, "asked": dict(asked), "skip_bad": request.skip_bad})
+
+
+def reopen_study(folder: Path, kind: str) -> tuple[dict[str, Any], Request]:
+    """What an earlier command was asked. Raises InputError when the folder is no such study."""
+    file = folder / STUDY
+    if not file.exists() or read_json(file)["basis"]["kind"] != kind:
+        found, allowed = f"no {kind} study", f"a folder of `consilium-sim {kind}`"
+        raise InputError(Problem(str(folder), "", found, allowed, "Check the path."))
+    known = read_json(file)
+    paths = (known["basis"][key] for key in ("data", "masks"))
+    data, masks = (None if path is None else Path(path) for path in paths)
+    return known["asked"], Request(data, masks, known["skip_bad"])
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Hold the folder; SIGTERM ends the work as Ctrl-C does.
+
+    Raises InputError when another process is at work in it.
+    """
+    with (folder / LOCK).open("ab") as file, terminable():
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found, allowed = "another process at work in it", "one process per study"
+            problem = Problem(str(folder), "", found, allowed, "Wait for it, or stop it first.")
+            raise InputError(problem) from None
+        yield
+
+
+def prepare_study(plan: Plan, folder: Path, request: Request, console: Console) -> Prepared:
+    """Cache, hospitals and tests, made once. Raises as `simulations.prepare.prepare` does."""
+    done = load_prepared(folder)
+    if done is not None:
+        return done
+    return prepare(plan, folder, request.data, request.masks, request.skip_bad, console)
+
+
+def cores() -> int:
+    """How many processes may run side by side here."""
+    return len(os.sched_getaffinity(0))

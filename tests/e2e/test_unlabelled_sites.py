@@ -1,0 +1,100 @@
+"""Hospitals with few labels or none take part, and the others lose nothing by it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from client.batches import Rows
+from client.evaluate import true_findings
+from client.settings import open_site_folder
+from client.site import pick_device
+from common.metrics import auroc, macro
+from common.plan import Plan
+from simulations.prepare import Prepared, prepare
+from simulations.study.cells import Cell, Outcome, SiteRows, TestSet, load_test, run_cells
+
+SEEDS = (1, 2, 3)
+# The noise of the comparison, measured: see the docstring of the test.
+NOISE = 0.010
+
+
+def plan(seed: int = 1) -> Plan:
+    return Plan.model_validate(
+        {
+            "name": "unlabelled-sites",
+            "seed": seed,
+            "heads": "shared",
+            "model": {"backbone": "tiny", "image_size": 64, "decoder_width": 8},
+            "tasks": {"lungs": False},
+            "training": {
+                "local_steps": 16,
+                "batch_size": 16,
+                "learning_rate": 0.002,
+                "head_learning_rate": 0.01,
+                "head_epochs": 10,
+            },
+            "semi_supervision": {"mode": "mean-teacher", "vote": 0.1},
+            "federation": {"rounds": 16, "min_sites": 2},
+            "simulation": {
+                "sites": 4,
+                "phantom_images": 1000,
+                "partition": {"scheme": "hospitals", "label_fraction": (1.0, 1.0, 0.05, 0.0)},
+            },
+        },
+        strict=False,
+    )
+
+
+def sites(prepared: Prepared, names: tuple[str, ...]) -> dict[str, SiteRows]:
+    return {name: SiteRows(open_site_folder(prepared.folder(name)).rows()) for name in names}
+
+
+def macro_auroc(outcome: Outcome, test: TestSet, rows: Rows, truth: np.ndarray) -> float:
+    logits = outcome.logits[test.name][rows]
+    value = macro(auroc(truth[:, i], logits[:, i]) for i in range(truth.shape[1]))
+    assert value is not None
+    return value
+
+
+def compare(folder: Path) -> dict[str, list[float]]:
+    """Macro AUROC of the council on all hospitals' test patients, per seed."""
+    quiet = Console(quiet=True)
+    prepared = prepare(plan(), folder, None, None, False, quiet)
+    labelled = tuple(
+        name
+        for name in prepared.sites
+        if open_site_folder(prepared.folder(name)).rows()["labelled"].mean() > 0.5
+    )
+    assert len(labelled) == 2
+    test = TestSet("findings", prepared.cache_folder, prepared.findings_test())
+    arms = {"with": prepared.sites, "without": labelled}
+    cells = [
+        Cell(f"{arm}-{seed}", plan(seed), sites(prepared, names))
+        for arm, names in arms.items()
+        for seed in SEEDS
+    ]
+    done, failed = run_cells(cells, [test], prepared.cache_folder, folder, 2, quiet)
+    assert not failed
+    data = load_test(test, pick_device("cpu"))
+    rows = np.arange(len(data.table))
+    truth = true_findings(data, rows)
+    return {
+        arm: [macro_auroc(done[f"{arm}-{seed}"], test, rows, truth) for seed in SEEDS]
+        for arm in arms
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sites_with_few_or_no_labels_do_not_hurt(tmp_path: Path) -> None:
+    result = compare(tmp_path / "study")
+    gain = np.mean(result["with"]) - np.mean(result["without"])
+    assert gain >= -NOISE, result
+
+
+if __name__ == "__main__":  # to measure the noise
+    import sys
+
+    print(compare(Path(sys.argv[1])))
