@@ -99,11 +99,11 @@ class SemiSupervisionPlan(Section):
     """
 
     mode: Literal["off", "mean-teacher", "fixmatch"] = "off"
-    findings_weight: float = Field(1.0, ge=0.0)
-    lungs_weight: float = Field(0.3, ge=0.0)
+    findings_weight: float = Field(0.3, ge=0.0)
+    lungs_weight: float = Field(0.1, ge=0.0)
     batch_size: int = Field(8, ge=1, description="units without annotation in a step")
     teacher_decay: float = Field(0.999, ge=0.0, lt=1.0, description="of the average, per step")
-    start: Fraction = Field(0.2, description="share of all rounds before the term begins")
+    start: Fraction = Field(0.3, description="share of all rounds before the term begins")
     ramp: Fraction = Field(0.3, description="share of all rounds until it has its full weight")
     weak: WeakView = WeakView()
     strong: StrongView = StrongView()
@@ -111,7 +111,7 @@ class SemiSupervisionPlan(Section):
     negative_predictive_value: Fraction = Field(0.995, description="fixmatch: of negatives")
     negative_weight: float = Field(0.3, ge=0.0, description="fixmatch: of a negative's loss")
     lungs_confidence: float = Field(
-        0.5, ge=0.5, lt=1.0, description="pixels where the teacher is less sure are left out"
+        0.9, ge=0.5, lt=1.0, description="pixels where the teacher is less sure are left out"
     )
     vote: Fraction = Field(
         0.1, description="what an image without annotation adds to a site's weight; 1: as a label"

@@ -103,8 +103,6 @@ class AblationSpec(Section):
             )
         if any(row.unlabelled for row in rows) and plan.semi_supervision.mode == "off":
             raise ValueError("a row with unlabelled images needs a plan with semi_supervision")
-        if any(row.bridge for row in rows) and plan.model.bridge == "off":
-            raise ValueError("the row bridge needs a plan with model.bridge")
         if any(row.bridge for row in rows) and not (plan.tasks.findings and plan.tasks.lungs):
             raise ValueError("the row bridge needs a plan with both tasks")
         for key in ("rows", "findings", "masks", "seeds", "arrangements"):
@@ -159,6 +157,8 @@ def row_plan(plan: Plan, name: RowName, seed: int) -> Plan:
         value["semi_supervision"] = {"mode": "off"}
     if not row.bridge:
         value["model"]["bridge"] = "off"
+    elif plan.model.bridge == "off":  # the best plan may do without; then where MultiMix had it
+        value["model"]["bridge"] = "decoder-input"
     return plan_from_json(json.dumps(value))
 
 

@@ -51,7 +51,6 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
     [
         ({}, {"training": {"local_epochs": 1.0}}, "training.local_steps"),
         ({}, {"semi_supervision": {"mode": "off"}}, "semi_supervision"),
-        ({"rows": ["bridge"]}, {"model": {"image_size": 32}}, "model.bridge"),
         ({"seeds": [1, 1]}, {}, "seeds that are all different"),
         ({"seeds": [-1]}, {}, "seeds of at least 0"),
         ({"masks": [0]}, {}, "budgets of at least 1"),
@@ -84,5 +83,7 @@ def test_a_row_is_the_plan_less_what_it_does_without() -> None:
         assert (own.model.bridge != "off") == row.bridge
         assert own.seed == 7
         assert own.training == plan.training
+    without = plan.model_copy(update={"model": plan.model.model_copy(update={"bridge": "off"})})
+    assert row_plan(without, "bridge", 7).model.bridge == "decoder-input"
     best = row_plan(plan, "bridge", plan.seed)
     assert best.semi_supervision == plan.semi_supervision
