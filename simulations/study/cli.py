@@ -43,8 +43,10 @@ def ablate(
     """Which part of the method helps? Train with and without each, and compare."""
     # torch is loaded only by the command that needs it.
     from simulations.experiment import Request
-    from simulations.study.ablation import run_ablation
-    from simulations.study.ablation_report import print_result, write_ablation
+    from simulations.study.ablation.report import print_result, write_ablation
+    from simulations.study.ablation.run import run_ablation
+    from simulations.study.ablation.spec import as_json as spec_values
+    from simulations.study.ablation.spec import load_spec, spec_from_json
     from simulations.study.folder import (
         at_work,
         cores,
@@ -52,8 +54,6 @@ def ablate(
         prepare_study,
         reopen_study,
     )
-    from simulations.study.spec import as_json as spec_values
-    from simulations.study.spec import load_spec, spec_from_json
 
     started = time.monotonic()
     with output(as_json) as console:
@@ -101,8 +101,8 @@ def tasks(
     """Is one network for all tasks as good as one for each, and what does it save?"""
     from simulations.experiment import Request
     from simulations.study.folder import at_work, cores, open_study, prepare_study, reopen_study
-    from simulations.study.tasks import check_plan, run_tasks
-    from simulations.study.tasks_report import print_tasks, write_tasks
+    from simulations.study.tasks.report import print_tasks, write_tasks
+    from simulations.study.tasks.run import check_plan, run_tasks
 
     started = time.monotonic()
     with output(as_json) as console:

@@ -7,21 +7,38 @@ which they are hidden belongs to the seed, so that of one seed the 3 masks are a
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import model_validator
 
 from client.cache import open_cache
 from client.settings import open_site_folder
 from common.errors import Problem
 from common.findings import FINDINGS
+from common.sections import Section
 from simulations.prepare import MASK_HOSPITAL, Prepared
 from simulations.study.cells import SiteRows, TestSet
-from simulations.study.spec import Budget, Filter, problem
 
 FINDINGS_TEST, LUNGS_TEST = "findings", "lungs"
 ROW_COLUMNS = ["image", "split", "labelled", "masked", *FINDINGS]
 LABEL_STREAM, MASK_STREAM = 1, 2
+
+Budget = int | Literal["all"]  # annotated training images
+
+
+class Filter(Section):
+    """Which images count: those of one view, or of one hospital, or both."""
+
+    view: Literal["PA", "AP"] | None = None
+    site: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Filter":
+        if self.view is None and self.site is None:
+            raise ValueError("a view (PA or AP), a site, or both")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,3 +161,8 @@ def by_hospital(rows: pd.DataFrame, material: Material) -> dict[str, SiteRows]:
         if len(own):
             sites[name] = SiteRows(own, annotates)
     return sites
+
+
+def problem(key: str, found: str, allowed: str, step: str) -> Problem:
+    """Something that the spec asks and the data cannot give."""
+    return Problem("study", f"key {key!r}", found, allowed, step)

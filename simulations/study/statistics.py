@@ -18,7 +18,6 @@ from client.evaluate import true_findings
 from common.bootstrap import Replicates, bootstrap, difference, mean_interval, mean_of
 from common.findings import FINDINGS
 from simulations.study.cells import Outcome, TestSet, load_test
-from simulations.study.grid import Setting
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -49,19 +48,6 @@ class View:
     lungs: str
     findings_rows: Flags
     lungs_rows: Flags
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """One row in one setting on one view: its scores by seed."""
-
-    row: str
-    setting: Setting
-    view: View
-    findings: Mapping[int, Replicates]
-    dice: Mapping[int, Floats]
-    iou: Mapping[int, Floats]
-    patients: npt.NDArray[Any]  # (M,) whose images the overlaps are
 
 
 class Judge:

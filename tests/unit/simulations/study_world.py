@@ -12,9 +12,9 @@ from rich.console import Console
 from client.cache import open_cache
 from common.plan import Plan
 from simulations.prepare import prepare
+from simulations.study.ablation.spec import AblationSpec, spec_from_json
 from simulations.study.cells import Cell, SiteRows, TestSet
 from simulations.study.material import Material, load_material
-from simulations.study.spec import AblationSpec, spec_from_json
 from tests.unit.client.sites import SIZE, small_cache, small_plan
 
 

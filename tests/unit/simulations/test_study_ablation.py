@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from common.checkpoint import read_json
 from common.errors import InputError, PlanError
 from simulations.cli import app
-from simulations.study.ablation_report import render_ablation
+from simulations.study.ablation.report import render_ablation
 from tests.conftest import ArchiveFactory
 from tests.unit.simulations.study_world import study_plan
 

@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 
 from common.errors import InputError
+from simulations.study.ablation.grid import trials
 from simulations.study.cells import Cell
-from simulations.study.grid import trials
-from simulations.study.material import Material, hide, matching, matching_test
-from simulations.study.spec import Filter
+from simulations.study.material import Filter, Material, hide, matching, matching_test
 from tests.conftest import ArchiveFactory
 from tests.unit.simulations.study_world import study_material, study_spec
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.errors import PlanError
-from simulations.study.spec import ROWS, as_json, load_spec, row_plan, spec_from_json
+from simulations.study.ablation.spec import ROWS, as_json, load_spec, row_plan, spec_from_json
 from tests.unit.simulations.study_world import study_plan, study_spec
 
 

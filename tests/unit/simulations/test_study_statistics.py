@@ -5,7 +5,7 @@ import pytest
 
 from common.findings import FINDINGS
 from common.metrics import auroc
-from simulations.study.ablation_words import headline, in_words, summary, verdict
+from simulations.study.ablation.words import headline, in_words, summary, verdict
 from simulations.study.cells import Outcome
 from simulations.study.statistics import (
     Judge,

@@ -18,9 +18,9 @@ from common.findings import FINDINGS
 from common.plan import Plan
 from simulations.cli import app
 from simulations.study.cells import SiteRows
-from simulations.study.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
 from simulations.study.statistics import Truth
-from simulations.study.tasks import CPU, accuracy, check_plan, lungs_accuracy, task_cells
+from simulations.study.tasks.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
+from simulations.study.tasks.run import CPU, accuracy, check_plan, lungs_accuracy, task_cells
 from tests.conftest import ArchiveFactory
 from tests.unit.client.sites import SIZE, small_cache, small_plan
 

@@ -9,7 +9,7 @@ from common.findings import FINDINGS
 from common.model import build_model
 from common.plan import Plan
 from common.sections import ModelPlan
-from simulations.study.cost import (
+from simulations.study.tasks.cost import (
     FINDINGS_ONLY,
     LUNGS_ONLY,
     MULTITASK,

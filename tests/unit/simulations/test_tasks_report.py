@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from common.findings import FINDINGS
-from simulations.study.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
-from simulations.study.tasks_report import render_tasks, write_tasks
-from simulations.study.tasks_words import (
+from simulations.study.tasks.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
+from simulations.study.tasks.report import render_tasks, write_tasks
+from simulations.study.tasks.words import (
     accuracy_sentence,
     batch_name,
     cost_sentences,

@@ -1,10 +1,15 @@
 """The questions that an ablation answers, and which of its rows must be compared for them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from simulations.study.spec import Arrangement
-from simulations.study.statistics import Scored
+import numpy.typing as npt
+
+from common.bootstrap import Replicates
+from simulations.study.ablation.grid import Setting
+from simulations.study.ablation.spec import Arrangement
+from simulations.study.statistics import Floats, View
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,19 @@ ARRANGEMENTS: dict[str, tuple[Arrangement, Arrangement]] = {
     "federation": ("federation", "local"),
     "price": ("federation", "pooled"),
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One row in one setting on one view: its scores by seed."""
+
+    row: str
+    setting: Setting
+    view: View
+    findings: Mapping[int, Replicates]
+    dice: Mapping[int, Floats]
+    iou: Mapping[int, Floats]
+    patients: npt.NDArray[Any]  # (M,) whose images the overlaps are
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from common.errors import PlanError, Problem
+from common.errors import PlanError
 from common.plan import (
     Plan,
     load_plan,
@@ -21,6 +21,7 @@ from common.plan import (
     validation_problems,
 )
 from common.sections import Section
+from simulations.study.material import Budget, Filter
 
 RowName = Literal[
     "segmenter",
@@ -32,7 +33,6 @@ RowName = Literal[
     "bridge",
 ]
 Arrangement = Literal["pooled", "local", "federation"]
-Budget = int | Literal["all"]
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,6 @@ ROWS: dict[RowName, Row] = {
     "multitask+unlabelled": Row(findings=True, lungs=True, unlabelled=True),
     "bridge": Row(findings=True, lungs=True, unlabelled=True, bridge=True),
 }
-
-
-class Filter(Section):
-    """Which images count: those of one view, or of one hospital, or both."""
-
-    view: Literal["PA", "AP"] | None = None
-    site: str | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "Filter":
-        if self.view is None and self.site is None:
-            raise ValueError("a view (PA or AP), a site, or both")
-        return self
 
 
 class Domain(Section):
@@ -160,11 +147,6 @@ def row_plan(plan: Plan, name: RowName, seed: int) -> Plan:
     elif plan.model.bridge == "off":  # the best plan may do without; then where MultiMix had it
         value["model"]["bridge"] = "decoder-input"
     return plan_from_json(json.dumps(value))
-
-
-def problem(key: str, found: str, allowed: str, step: str) -> Problem:
-    """Something that the spec asks and the data cannot give."""
-    return Problem("study", f"key {key!r}", found, allowed, step)
 
 
 def as_json(spec: AblationSpec) -> dict[str, Any]:

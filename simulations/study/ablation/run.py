@@ -11,21 +11,21 @@ from rich.console import Console
 from client.cache import open_cache
 from simulations.bench.timing import machine
 from simulations.prepare import Prepared
+from simulations.study.ablation.grid import Setting, Trial, trials
+from simulations.study.ablation.questions import Asked, Scored, asked
+from simulations.study.ablation.spec import AblationSpec, as_json
 from simulations.study.cells import Outcome, TestSet, run_cells
 from simulations.study.equipment import equipment_cache
-from simulations.study.grid import Setting, Trial, trials
 from simulations.study.material import (
     FINDINGS_TEST,
     LUNGS_TEST,
+    Filter,
     Material,
     load_material,
     matching_test,
 )
-from simulations.study.questions import Asked, asked
-from simulations.study.spec import AblationSpec, Filter, as_json
 from simulations.study.statistics import (
     Judge,
-    Scored,
     View,
     auroc_difference,
     auroc_summary,

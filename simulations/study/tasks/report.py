@@ -16,10 +16,10 @@ from common.findings import FINDINGS
 from server import words
 from server.plots import COLOURS, GREY
 from server.summary import Estimate
-from simulations.study import tasks_words
-from simulations.study.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
 from simulations.study.page import calm, figure_source, render_page
-from simulations.study.tasks import MIN_POSITIVES
+from simulations.study.tasks import words as task_words
+from simulations.study.tasks.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
+from simulations.study.tasks.run import MIN_POSITIVES
 
 RESULT, PAGE = "tasks.json", "tasks.html"
 VS_SINGLE = f"{MULTITASK}_vs_{SINGLE}"
@@ -40,9 +40,9 @@ def write_tasks(result: Result, folder: Path) -> Path:
 
 def print_tasks(result: Result, page: Path, console: Console) -> None:
     """Print what the page says first, what failed, and where the page lies."""
-    lungs = tasks_words.lungs_sentence(result["lungs"])
-    accuracy = tasks_words.accuracy_sentence(tasks_words.leading(result), SINGLE)
-    for sentence in (accuracy, lungs, *tasks_words.cost_sentences(result["cost"])):
+    lungs = task_words.lungs_sentence(result["lungs"])
+    accuracy = task_words.accuracy_sentence(task_words.leading(result), SINGLE)
+    for sentence in (accuracy, lungs, *task_words.cost_sentences(result["cost"])):
         console.print(sentence, markup=False)
     for name, reason in result["failed"].items():
         console.print(f"{name} failed, and is left out: {reason}", markup=False)
@@ -51,13 +51,13 @@ def print_tasks(result: Result, page: Path, console: Console) -> None:
 
 def render_tasks(result: Result) -> str:
     """The page as text."""
-    line = tasks_words.leading(result)
+    line = task_words.leading(result)
     context = {
         "result": result,
-        "accuracy": tasks_words.accuracy_sentence(line, SINGLE),
-        "against_findings": tasks_words.accuracy_sentence(line, FINDINGS_ONLY),
-        "lungs": tasks_words.lungs_sentence(result["lungs"]),
-        "cost": tasks_words.cost_sentences(result["cost"]),
+        "accuracy": task_words.accuracy_sentence(line, SINGLE),
+        "against_findings": task_words.accuracy_sentence(line, FINDINGS_ONLY),
+        "lungs": task_words.lungs_sentence(result["lungs"]),
+        "cost": task_words.cost_sentences(result["cost"]),
         "cards": _cards(line, result["cost"]),
         "over": [words.finding_name(name) for name in line["over"]],
         "enough": bool(result["accuracy"]["macro"]["over"]),
@@ -66,8 +66,8 @@ def render_tasks(result: Result) -> str:
         "figure": _figure(result["accuracy"]),
         "costs": _cost_rows(result["cost"]),
         "batches": list(result["cost"]["kinds"][MULTITASK]["seconds"]),
-        "methods": tasks_words.methods(result),
-        "limits": tasks_words.limits(result),
+        "methods": task_words.methods(result),
+        "limits": task_words.limits(result),
         "identity": _identity(result),
     }
     return render_page("tasks.html.j2", context)
@@ -93,9 +93,9 @@ def _cards(line: Mapping[str, Any], cost: Mapping[str, Any]) -> list[Row]:
     cards = [{"name": "Mean AUROC, multitask", "value": ours, "note": f"{single}, {change}"}]
     for key, ratio in ratios.items():
         if ratio["goal"] is not None:
-            name = "Size" if key == "size" else f"Time, {tasks_words.batch_name(key)}"
+            name = "Size" if key == "size" else f"Time, {task_words.batch_name(key)}"
             note = f"goal {_goal(ratio)}"
-            cards.append({"name": name, "value": tasks_words.part(ratio["value"]), "note": note})
+            cards.append({"name": name, "value": task_words.part(ratio["value"]), "note": note})
     return cards
 
 
@@ -144,7 +144,7 @@ def _cost_rows(cost: Mapping[str, Any]) -> list[Row]:
     for batch in kinds[MULTITASK]["seconds"]:
         key = f"seconds at batch {batch}"
         cells = [f"{1000 * kinds[kind]['seconds'][batch]:,.2f}" for kind in columns]
-        lines.append((f"Time per image, {tasks_words.batch_name(key)} (ms)", key, cells))
+        lines.append((f"Time per image, {task_words.batch_name(key)} (ms)", key, cells))
     for label, key, field, scale in (
         ("Operations per image (million)", "flops", "flops", 1e6),
         ("Parameters (million)", "parameters", "parameters", 1e6),
@@ -185,7 +185,7 @@ def _figure(accuracy: Mapping[str, Any]) -> Row | None:
     if not rows:
         return None
     rows.sort(key=lambda row: row[1].value or 0.0, reverse=True)
-    rows.append(("Mean", Estimate(**tasks_words.leading({"accuracy": accuracy})[VS_SINGLE])))
+    rows.append(("Mean", Estimate(**task_words.leading({"accuracy": accuracy})[VS_SINGLE])))
     alt = (
         f"Difference in AUROC, multitask minus single-task, for {len(rows) - 1} findings, from "
         f"{rows[0][0]} ({words.change(rows[0][1].value)}) to {rows[-2][0]} "

@@ -8,24 +8,24 @@ import pandas as pd
 
 from common.errors import InputError, Problem
 from common.plan import Plan
+from simulations.study.ablation.spec import (
+    ROWS,
+    AblationSpec,
+    Arrangement,
+    Domain,
+    RowName,
+    row_plan,
+)
 from simulations.study.cells import Cell, SiteRows
 from simulations.study.material import (
+    Budget,
     Material,
     budget_problems,
     by_hospital,
     hide,
     matching,
     pooled,
-)
-from simulations.study.spec import (
-    ROWS,
-    AblationSpec,
-    Arrangement,
-    Budget,
-    Domain,
-    RowName,
     problem,
-    row_plan,
 )
 
 

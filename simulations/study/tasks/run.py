@@ -26,7 +26,9 @@ from common.plan import Plan
 from simulations.bench.timing import machine
 from simulations.prepare import Prepared
 from simulations.study.cells import Cell, Outcome, SiteRows, TestSet, run_cells
-from simulations.study.cost import (
+from simulations.study.material import FINDINGS_TEST, LUNGS_TEST, load_material, pooled
+from simulations.study.statistics import Truth, load_truth, only
+from simulations.study.tasks.cost import (
     FINDINGS_ONLY,
     LUNGS_ONLY,
     MULTITASK,
@@ -34,8 +36,6 @@ from simulations.study.cost import (
     measure_costs,
     task_plan,
 )
-from simulations.study.material import FINDINGS_TEST, LUNGS_TEST, load_material, pooled
-from simulations.study.statistics import Truth, load_truth, only
 
 MIN_POSITIVES = 10  # of a finding in the test, to count in the mean that the page leads with
 CPU = torch.device("cpu")

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from common.checkpoint import write_bytes, write_json
 from server import words
-from simulations.study import ablation_plots as plots
-from simulations.study.ablation import HOME
-from simulations.study.ablation_words import (
+from simulations.study.ablation import plots
+from simulations.study.ablation.questions import QUESTIONS
+from simulations.study.ablation.run import HOME
+from simulations.study.ablation.words import (
     headline,
     in_words,
     limits,
@@ -24,7 +25,6 @@ from simulations.study.ablation_words import (
     verdict,
 )
 from simulations.study.page import render_page
-from simulations.study.questions import QUESTIONS
 
 RESULT, PAGE = "ablation.json", "ablation.html"
 NAMES = {"auroc": "Findings (mean AUROC)", "dice": "Lungs (Dice)"}

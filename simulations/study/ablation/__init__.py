@@ -1,0 +1,1 @@
+"""`consilium-sim ablate`: what each part of the method is worth."""

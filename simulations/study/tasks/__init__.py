@@ -1,0 +1,1 @@
+"""`consilium-sim tasks`: one network for all tasks, or one for each."""
