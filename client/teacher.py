@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_recall_at_fixed_precision
 
 from client.augment import warp
+from client.batches import to_model_format
 from client.views import Views
 from common.findings import FINDINGS
 from common.losses import Targets
@@ -69,7 +70,7 @@ class Teacher:
     @torch.no_grad()
     def targets(self, views: Views, asked: Asked) -> Targets:
         """The teacher's answers on the weak views, in the frame of the strong ones."""
-        outputs = self.model(views.weak, asked.lung_rows)
+        outputs = self.model(to_model_format(views.weak), asked.lung_rows)
         if outputs.findings is None:
             findings = torch.zeros_like(asked.open, dtype=torch.float32)
         else:
