@@ -36,11 +36,15 @@ def affine(count: int, plan: AugmentPlan, generator: torch.Generator) -> Tensor:
 
 
 def warp(images: Tensor, theta: Tensor, mode: str = "bilinear") -> Tensor:
-    """Apply (B, 2, 3) affine maps to (B, C, S, S) floats; outside the image is 0."""
-    grid = functional.affine_grid(
-        theta.to(images.device, images.dtype), list(images.shape), align_corners=False
-    )
-    return functional.grid_sample(images, grid, mode=mode, align_corners=False)
+    """Apply (B, 2, 3) affine maps to (B, C, S, S) floats; outside the image is 0.
+
+    Never in reduced precision: bf16 has 8 bits, and a grid in it is wrong by a pixel at 256 px.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        grid = functional.affine_grid(
+            theta.to(images.device, images.dtype), list(images.shape), align_corners=False
+        )
+        return functional.grid_sample(images, grid, mode=mode, align_corners=False)
 
 
 def intensity(images: Tensor, plan: AugmentPlan, generator: torch.Generator) -> Tensor:

@@ -37,6 +37,11 @@ class Thresholds:
     positive: Tensor
     negative: Tensor
 
+    @property
+    def sure(self) -> npt.NDArray[np.bool_]:
+        """(14,) bool: findings on which the teacher can be sure of anything at all."""
+        return ((self.positive <= 1) | (self.negative >= 0)).numpy()
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -49,7 +49,11 @@ def followed(data: SiteData, plan: Plan) -> Followed:
 
 def unlabelled_rows(data: SiteData, plan: Plan) -> Rows:
     """Positions (R,) int64 of training rows on which something is left to follow."""
-    what, rows = followed(data, plan), data.rows("train")
+    return _open_rows(data, followed(data, plan))
+
+
+def _open_rows(data: SiteData, what: Followed) -> Rows:
+    rows = data.rows("train")
     silent = (~data.known[rows] & what.findings).any(axis=1)
     return rows[silent | ((data.mask_row[rows] < 0) & what.lungs)]
 
@@ -76,13 +80,13 @@ class Unlabelled:
         student: MultitaskModel,
         data: SiteData,
         plan: Plan,
+        what: Followed,
         stream: Stream,
         teacher: Teacher,
         seed: int,
     ) -> None:
         self.stream, self.teacher = stream, teacher
-        self._student, self._data, self._plan = student, data, plan
-        self._what = followed(data, plan)
+        self._student, self._data, self._plan, self._what = student, data, plan, what
         self._units = stream.draw(seed)
         self._generator = torch.Generator().manual_seed(seed + 1)
 
@@ -131,13 +135,21 @@ def open_unlabelled(
 
     None if the plan, the rows or the time don't allow for any. The teacher starts as `model`.
     """
-    semi, rows = plan.semi_supervision, unlabelled_rows(data, plan)
-    if len(rows) == 0 or strength(plan, rounds_done + 1) == 0.0:
+    semi, what = plan.semi_supervision, followed(data, plan)
+    if len(_open_rows(data, what)) == 0 or strength(plan, rounds_done + 1) == 0.0:
+        return None
+    thresholds = None
+    if semi.mode == "fixmatch":
+        thresholds = _thresholds(model, data, plan)
+        # Where the teacher is never sure the loss is 0, and a site that learns nothing else
+        # would vote for standing still.
+        what = Followed(what.findings & thresholds.sure, what.lungs)
+    rows = _open_rows(data, what)
+    if len(rows) == 0:
         return None
     stream = Stream(group_units(data, rows, plan.training.unit), semi.batch_size)
-    thresholds = _thresholds(model, data, plan) if semi.mode == "fixmatch" else None
     teacher = Teacher(model, semi, thresholds)
-    return Unlabelled(model, data, plan, stream, teacher, seed + _SEED_STEP)
+    return Unlabelled(model, data, plan, what, stream, teacher, seed + _SEED_STEP)
 
 
 def _thresholds(model: MultitaskModel, data: SiteData, plan: Plan) -> Thresholds:

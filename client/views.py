@@ -1,7 +1,7 @@
 """Weak and strong views of images that nobody has annotated, a whole batch at a time.
 
-The teacher answers on the weak view, the student on the strong one, which is the weak one moved
-and then degraded: tone, noise, blur, a blank square. All of it happens to real radiographs
+The teacher answers on the weak view, the student on the strong one, which is the same image moved
+on from there and degraded: tone, noise, blur, a blank square. All of it happens to real radiographs
 (positioning, exposure, dose, focus, a pacemaker); nothing is inverted, solarised or posterised,
 and nothing is mirrored unless the plan allows it, for that would swap left and right.
 """

@@ -7,7 +7,7 @@ privacy allows. No operation on the path is in-place, because per-sample gradien
 follow those.
 
 To add a backbone: write a function that returns an `Encoder`, name it in `BACKBONES` and in
-`common.plan.Backbone`.
+`common.sections.Backbone`.
 """
 
 from collections.abc import Callable

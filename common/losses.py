@@ -3,7 +3,9 @@
 A unit is one image or one patient. Each term of a unit's loss is divided by the unit's own
 denominators (its annotated findings, its masked images) and by nothing that other units in
 the batch could change. So a batch is a plain mean over units, and clipping a unit's gradient
-bounds that unit's influence. A loss divided by "labels in the batch" would break this.
+bounds that unit's influence. A loss divided by "labels in the batch" would break this. Units must
+be drawn once a step for that: plain training may draw a patient into two streams (labels and
+masks, client/batches.py) as two units.
 
 Labels and masks teach in `unit_losses`; what a teacher model says about images without them
 teaches in `consistency_losses`. These two are the only places that add terms up.

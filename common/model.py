@@ -55,7 +55,7 @@ class MultitaskModel(nn.Module):
         step near the price of a findings-only step. planes: (M, 2, S, S), what `planes`
         returned for those rows; worked out here if a bridge needs them and they are not given.
         """
-        if planes is None:
+        if planes is None and self.lungs is not None and self.lungs.bridged:
             planes = self.planes(images if lung_rows is None else images[lung_rows])
         features = self.encoder(images)
         findings = None if self.findings is None else self.findings(features)

@@ -23,8 +23,10 @@ def saliency(encoder: Encoder, head: FindingsHead, images: Tensor) -> Tensor:
     Works under `torch.no_grad` and in either mode. Not under `torch.inference_mode`, where
     PyTorch keeps no graph: RuntimeError.
     """
-    with torch.enable_grad():
-        pixels = images.detach().requires_grad_()
+    # In full precision also where the network around it runs in bf16: training works it out
+    # outside of autocast, evaluation inside, and both must get the same map.
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        pixels = images.detach().to(head.linear.weight.dtype).requires_grad_()
         highest = head(encoder(pixels)).amax(dim=1)
         # The sum over images only puts B independent scores into one call.
         (slope,) = torch.autograd.grad(highest.sum(), pixels)
@@ -37,6 +39,6 @@ def bridge_planes(encoder: Encoder, head: FindingsHead, images: Tensor) -> Tenso
     A raw slope is about 0.003 beside an image of about 0.5, and grows while the network
     becomes sure; divided by its own mean and standardised it has one scale for ever.
     """
-    slope = saliency(encoder, head, images).float()
+    slope = saliency(encoder, head, images)
     even = slope / slope.mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
     return torch.cat([standardise(images.detach()), standardise(even).to(images.dtype)], dim=1)

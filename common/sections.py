@@ -78,7 +78,7 @@ class WeakView(AugmentPlan):
 
 
 class StrongView(AugmentPlan):
-    """What the student sees, on top of the weak view: harder, and still a radiograph."""
+    """What the student sees, placed as the weak view is: harder, and still a radiograph."""
 
     rotate_degrees: float = Field(15.0, ge=0.0, le=45.0)
     translate: float = Field(0.08, ge=0.0, le=0.5)
@@ -95,14 +95,17 @@ class SemiSupervisionPlan(Section):
     """How a site learns from images that nobody has labelled or outlined.
 
     mean-teacher: the student's answer on a strong view follows the answer of an average of its
-    own past on a weak view. fixmatch: the same where the teacher is sure, as a hard label.
+    own past on a weak view. fixmatch: on findings only where the teacher is sure, and then as a
+    hard label; on lungs as mean-teacher.
     """
 
     mode: Literal["off", "mean-teacher", "fixmatch"] = "off"
     findings_weight: float = Field(0.3, ge=0.0)
     lungs_weight: float = Field(0.1, ge=0.0)
     batch_size: int = Field(8, ge=1, description="units without annotation in a step")
-    teacher_decay: float = Field(0.999, ge=0.0, lt=1.0, description="of the average, per step")
+    teacher_decay: float = Field(
+        0.999, ge=0.0, lt=1.0, description="of the average, per step; it starts anew every round"
+    )
     start: Fraction = Field(0.3, description="share of all rounds before the term begins")
     ramp: Fraction = Field(0.3, description="share of all rounds until it has its full weight")
     weak: WeakView = WeakView()
@@ -116,6 +119,14 @@ class SemiSupervisionPlan(Section):
     vote: Fraction = Field(
         0.1, description="what an image without annotation adds to a site's weight; 1: as a label"
     )
+
+    @model_validator(mode="after")
+    def _ends_in_time(self) -> "SemiSupervisionPlan":
+        if self.start + self.ramp > 1:
+            raise ValueError(
+                "start + ramp of at most 1: a site without labels joins when the ramp has ended"
+            )
+        return self
 
 
 class TrainingPlan(Section):

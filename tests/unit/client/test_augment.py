@@ -82,3 +82,12 @@ def test_intensities_have_the_asked_range() -> None:
     gamma = intensity(image, STILL.model_copy(update={"gamma": 0.2}), rng())
     assert gamma.min() >= 0.5**1.2 - 1e-5
     assert gamma.max() <= 0.5**0.8 + 1e-5
+
+
+def test_warping_is_exact_inside_autocast() -> None:
+    """A teacher's answer is moved where the network around it runs in bf16."""
+    images = torch.rand(3, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    theta = affine(3, AugmentPlan(), torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = warp(images, theta)
+    assert torch.equal(inside, warp(images, theta))

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from client.teacher import Asked, Teacher, Thresholds, choose_thresholds
 from client.views import Views, make_views
-from common.findings import FINDINGS
 from common.losses import consistency_losses
 from common.model import MultitaskModel, Outputs, build_model
 from common.plan import Plan
@@ -41,13 +40,19 @@ def pictures(seed: int = 0) -> Tensor:
 
 def losses(model: MultitaskModel, mode: str, weak: Tensor, strong: Tensor) -> Tensor:
     """Each of three units' loss; the first unit owns rows 0 and 1."""
-    plan = SemiSupervisionPlan(mode=mode)
+    plan = SemiSupervisionPlan(mode=mode, lungs_confidence=0.5)  # untrained, it is never sure
     teacher = Teacher(network(model_bridge(model)), plan, thresholds())
     question = asked([0, 0, 1, 2], [0, 2, 3])
     theta = torch.eye(2, 3).repeat(ROWS, 1, 1)
     theta[:, 0, 2] = 0.1
     targets = teacher.targets(Views(weak, strong, theta), question)
-    return consistency_losses(model(strong, question.lung_rows), targets, 1.0, 0.7)
+    assert targets.pixels.flatten(1).any(dim=1).all()
+    assert targets.weights.any(dim=1).all()
+    outputs = model(strong, question.lung_rows)
+    for findings_weight, lungs_weight in ((1.0, 0.0), (0.0, 1.0)):  # neither term is empty
+        term = consistency_losses(outputs, targets, findings_weight, lungs_weight)
+        assert term.any()
+    return consistency_losses(outputs, targets, 1.0, 0.7)
 
 
 def model_bridge(model: MultitaskModel) -> str:
@@ -76,10 +81,12 @@ def test_a_units_loss_ignores_other_units(mode: str, bridge: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_targets_carry_no_gradient(mode: str) -> None:
     student = network("decoder-input")
-    teacher = Teacher(student, SemiSupervisionPlan(mode=mode), thresholds())
+    plan = SemiSupervisionPlan(mode=mode, lungs_confidence=0.5)
+    teacher = Teacher(student, plan, thresholds())
     views = make_views(pictures(), SemiSupervisionPlan(), torch.Generator().manual_seed(0))
     question = asked([0, 1, 2, 3], [1, 3])
     targets = teacher.targets(views, question)
+    assert targets.pixels.any()
     for tensor in (targets.findings, targets.weights, targets.lungs, targets.pixels):
         assert not tensor.requires_grad
     loss = consistency_losses(student(views.strong, question.lung_rows), targets, 1.0, 1.0)
@@ -97,7 +104,10 @@ class Pixelwise(nn.Module):
 
 def test_consistency_is_zero_for_a_perfectly_equivariant_model() -> None:
     plan = SemiSupervisionPlan(
-        mode="mean-teacher", weak=WeakView(**PLAIN), strong=StrongView(**PLAIN, blur=0, cutout=0)
+        mode="mean-teacher",
+        lungs_confidence=0.5,
+        weak=WeakView(**PLAIN),
+        strong=StrongView(**PLAIN, blur=0, cutout=0),
     )
     teacher = Teacher(network(), plan, None)
     teacher.model = Pixelwise()  # type: ignore[assignment]
@@ -188,4 +198,3 @@ def test_a_precision_out_of_reach_sets_no_threshold() -> None:
         targets, probabilities, SemiSupervisionPlan(mode="fixmatch", precision=0.9)
     )
     assert not (probabilities[:, 0] >= float(found.positive[0])).any()
-    assert len(FINDINGS) == len(found.positive)

@@ -13,7 +13,6 @@ from client.settings import open_site_folder
 from client.site import Site
 from client.train import NothingToLearnError, train_round
 from client.unlabelled import followed, open_unlabelled, strength, unlabelled_rows
-from common.findings import FINDINGS
 from common.model import MultitaskModel, build_model
 from common.parameters import flatten, shared_layout
 from common.plan import Plan
@@ -113,7 +112,8 @@ def test_the_ramp_starts_at_nothing_and_ends_at_one() -> None:
 def test_unlabelled_rows_change_what_is_learnt(data: SiteData, mode: str, bridge: str) -> None:
     some = without_labels(data, keep=4)
     model = {"backbone": "tiny", "image_size": 32, "decoder_width": 8, "bridge": bridge}
-    plan = small_plan(semi_supervision=MEAN_TEACHER | {"mode": mode}, model=model)
+    sections = MEAN_TEACHER | {"mode": mode, "lungs_confidence": 0.5}
+    plan = small_plan(semi_supervision=sections, model=model)
     off = small_plan(model=model)
     with_them, again, without = train(some, plan), train(some, plan), train(some, off)
     flat = [torch.cat([p.flatten() for p in m.parameters()]) for m in (with_them, again, without)]
@@ -128,7 +128,7 @@ def test_annotated_batches_are_the_same_with_and_without(data: SiteData) -> None
     plan = semi_plan()
     streams = supervised_streams(some, plan.training, plan.tasks)
     assert [len(stream.units) for stream in streams] == [4]
-    before_the_start = semi_plan(start=0.9)
+    before_the_start = semi_plan(start=0.9, ramp=0.1)
     early, off = train(some, before_the_start, 1), train(some, small_plan(), 1)
     assert all(torch.equal(a, b) for a, b in zip(early.parameters(), off.parameters(), strict=True))
 
@@ -174,13 +174,17 @@ def test_an_unannotated_image_has_a_small_vote(tmp_path: Path, nih_archive: Arch
 
 
 def test_fixmatch_without_labelled_validation_follows_no_finding(data: SiteData) -> None:
-    """Twenty positives are asked for and there are none: nothing is learnt from findings."""
+    """Twenty positives are asked for and there are none: only lungs are left to follow."""
     some = without_labels(data, keep=4)
-    plan = semi_plan(mode="fixmatch", lungs_weight=0.0)
-    model = build_model(plan)
-    opened = open_unlabelled(model, some, plan, rounds_done=2, seed=1)
-    assert opened is not None
-    loss, images = opened.loss(model, 2.5)
-    assert float(loss.detach()) == 0.0
-    assert images == 3
-    assert len(FINDINGS) == 14
+    model = build_model(semi_plan(mode="fixmatch"))
+    lungs_too = open_unlabelled(model, some, semi_plan(mode="fixmatch"), rounds_done=2, seed=1)
+    assert lungs_too is not None
+    findings_only = semi_plan(mode="fixmatch", lungs_weight=0.0)
+    assert open_unlabelled(model, some, findings_only, rounds_done=2, seed=1) is None
+
+
+def test_a_site_with_nothing_to_follow_does_not_vote_for_standing_still(data: SiteData) -> None:
+    """Without labels, masks and thresholds the loss is 0; its step would be weight decay."""
+    plan = semi_plan("shared", mode="fixmatch", lungs_weight=0.0)
+    with pytest.raises(NothingToLearnError):
+        train(without_labels(data), plan)

@@ -126,6 +126,12 @@ def test_fixmatch_needs_validation_images(tmp_path: Path) -> None:
     assert load_plan(write(tmp_path, "name: a\nsemi_supervision: {mode: fixmatch}\n"))
 
 
+def test_the_ramp_must_end_in_time(tmp_path: Path) -> None:
+    text = "name: a\nsemi_supervision: {start: 0.6, ramp: 0.5}\n"
+    with pytest.raises(PlanError, match=r"start \+ ramp of at most 1"):
+        load_plan(write(tmp_path, text))
+
+
 def test_semi_supervision_is_off_unless_asked_for() -> None:
     assert Plan(name="a").semi_supervision.mode == "off"
     assert Plan(name="a").model.bridge == "off"

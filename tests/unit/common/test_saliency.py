@@ -130,3 +130,12 @@ def test_it_can_be_exported() -> None:
     expected = model(images(seed=1))
     assert torch.allclose(findings, expected.findings, atol=1e-6)
     assert torch.allclose(lungs, expected.lungs, atol=1e-5)
+
+
+def test_the_map_is_the_same_inside_autocast() -> None:
+    """Training works it out outside of autocast, evaluation inside."""
+    model = bridged()
+    assert model.findings is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = saliency(model.encoder, model.findings, images())
+    assert torch.equal(inside, saliency(model.encoder, model.findings, images()))
