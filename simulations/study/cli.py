@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,10 @@ Out = Annotated[
     Path | None, typer.Option(help="folder of the study; a second start does what is left")
 ]
 Resume = Annotated[Path | None, typer.Option(help="go on with an interrupted study")]
-Workers = Annotated[int | None, typer.Option(min=1, help="trainings side by side; default: cores")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="trainings side by side; default: one per core, or share of a GPU"),
+]
 
 
 def ablate(
@@ -49,10 +53,10 @@ def ablate(
     from simulations.study.ablation.spec import load_spec, spec_from_json
     from simulations.study.folder import (
         at_work,
-        cores,
         open_study,
         prepare_study,
         reopen_study,
+        side_by_side,
     )
 
     started = time.monotonic()
@@ -67,12 +71,16 @@ def ablate(
             spec = load_spec(required(spec_file, "SPEC", "The README shows one."))
             folder = out or Path("runs") / f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
             request = Request(data, masks, skip_bad)
-            open_study(folder, "ablate", spec.plan, spec_values(spec), request)
         console.print(f"study {spec.name}, folder {folder}")
-        words = {"": spec_file, "--data": data, "--masks": masks, "--resume": resume}
+        words: dict[str, Path | int | None]
+        words = {"": spec_file, "--data": data, "--masks": masks, "--out": out}
+        words |= {"--resume": resume, "--workers": workers, "--skip-bad": skip_bad}
         with at_work(folder), resumable("ablate", folder):
+            if resume is None:
+                open_study(folder, "ablate", spec.plan, spec_values(spec), request)
             prepared = prepare_study(spec.plan, folder, request, console)
-            result = run_ablation(spec, prepared, folder, workers or cores(), console)
+            at_once = workers or side_by_side(spec.plan)
+            result = run_ablation(spec, prepared, folder, at_once, console)
             result |= {
                 "command": command_line("ablate", words),
                 "date": time.strftime("%Y-%m-%d"),
@@ -100,7 +108,13 @@ def tasks(
 ) -> None:
     """Is one network for all tasks as good as one for each, and what does it save?"""
     from simulations.experiment import Request
-    from simulations.study.folder import at_work, cores, open_study, prepare_study, reopen_study
+    from simulations.study.folder import (
+        at_work,
+        open_study,
+        prepare_study,
+        reopen_study,
+        side_by_side,
+    )
     from simulations.study.tasks.report import print_tasks, write_tasks
     from simulations.study.tasks.run import check_plan, run_tasks
 
@@ -117,14 +131,18 @@ def tasks(
             check_plan(plan)
             folder = out or Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
             request = Request(data, masks, skip_bad)
-            open_study(folder, "tasks", plan, plan.model_dump(mode="json"), request)
         console.print(f"plan {plan.name}, folder {folder}")
-        words = {"": plan_file, "--data": data, "--masks": masks, "--resume": resume}
+        words: dict[str, Path | int | None]
+        words = {"": plan_file, "--data": data, "--masks": masks, "--out": out}
+        words |= {"--resume": resume, "--workers": workers, "--skip-bad": skip_bad}
         with at_work(folder), resumable("tasks", folder):
+            if resume is None:
+                open_study(folder, "tasks", plan, plan.model_dump(mode="json"), request)
             prepared = prepare_study(plan, folder, request, console)
-            result = run_tasks(plan, prepared, workers or cores(), console)
+            result = run_tasks(plan, prepared, workers or side_by_side(plan), console)
             result |= {
                 "command": command_line("tasks", words),
+                "date": time.strftime("%Y-%m-%d"),
                 "seconds": round(time.monotonic() - started, 1),
             }
             page = write_tasks(result, folder)
@@ -135,7 +153,13 @@ def tasks(
         raise typer.Exit(1)
 
 
-def command_line(command: str, given: dict[str, Path | None]) -> str:
-    """The command as it was given, options that were left out left out."""
-    parts = [part for name, path in given.items() if path for part in (name, str(path)) if part]
+def command_line(command: str, given: Mapping[str, Path | int | None]) -> str:
+    """The command as it was given, without what was left out; True is a word of its own."""
+    parts = [
+        part
+        for name, value in given.items()
+        if value is not None and value is not False
+        for part in ((name,) if value is True else (name, str(value)))
+        if part
+    ]
     return shlex.join(["consilium-sim", command, *parts])

@@ -4,9 +4,12 @@ A model is often good at home and poor next door. Without a second archive, the 
 door is the same patients through other equipment: their labels and masks stay true.
 """
 
+import hashlib
+import json
 import shutil
 import zlib
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +65,10 @@ def equipment_cache(cache: Cache, images: Collection[str], folder: Path, seed: i
     Labels and masks are those of `cache`. The same seed gives the same pixels.
     Raises CacheError or DataError when it cannot be written.
     """
-    done = folder / "cache"
+    # With another profile the pictures are others; a cache's identity is that of its content, so
+    # the folder's name makes no finished cell old.
+    profile = hashlib.sha256(json.dumps(asdict(OTHER), sort_keys=True).encode()).hexdigest()
+    done = folder / f"cache-{profile[:8]}"
     if (done / MANIFEST).is_file():
         return open_cache(done).folder
     drawn = folder / "pictures"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from common.checkpoint import read_json, write_json
@@ -28,9 +29,11 @@ def open_study(
 ) -> None:
     """Make a study folder, or go on in one; asked: what the command was asked, for `--resume`.
 
+    Call it within `at_work`: another process there reads what is written here when it resumes.
     Raises InputError when the folder holds something else, another kind of study, or one whose
     images, hospitals or tests would not be the same.
     """
+    _refuse_other_files(folder)
     paths = {"data": request.data, "masks": request.masks}
     basis = {
         "kind": kind,
@@ -43,7 +46,7 @@ def open_study(
     if file.exists():
         before = read_json(file)["basis"]
         other = [key for key in basis if before.get(key) != basis[key]]
-        if other and (other == ["kind"] or (folder / PREPARED).exists()):
+        if other and ("kind" in other or (folder / PREPARED).exists()):
             raise InputError(
                 Problem(
                     str(folder),
@@ -53,10 +56,16 @@ def open_study(
                     "Choose another --out.",
                 )
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    write_json(file, {"basis": basis, "asked": dict(asked), "skip_bad": request.skip_bad})
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raise InputError for a folder that is no study's and not empty; a lock may lie in it."""
+    if not folder.exists() or (folder / STUDY).exists():
+        return
+    if not folder.is_dir() or any(file.name != LOCK for file in folder.iterdir()):
         found, allowed = "a folder with other files in it", "a new folder, or one of a study"
         raise InputError(Problem(str(folder), "", found, allowed, "Choose another --out."))
-    write_json(file, {"basis": basis, "asked": dict(asked), "skip_bad": request.skip_bad})
 
 
 def reopen_study(folder: Path, kind: str) -> tuple[dict[str, Any], Request]:
@@ -73,11 +82,20 @@ def reopen_study(folder: Path, kind: str) -> tuple[dict[str, Any], Request]:
 
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Hold the folder; SIGTERM ends the work as Ctrl-C does.
+    """Hold the folder, which is made if need be; SIGTERM ends the work as Ctrl-C does.
 
-    Raises InputError when another process is at work in it.
+    Raises InputError when another process is at work in it, when it holds something else than a
+    study, or when it cannot be written.
     """
-    with (folder / LOCK).open("ab") as file, terminable():
+    _refuse_other_files(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("ab")
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        problem = Problem(str(folder), "", found, "a writable folder", "Choose another --out.")
+        raise InputError(problem) from None
+    with lock as file, terminable():
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -95,6 +113,12 @@ def prepare_study(plan: Plan, folder: Path, request: Request, console: Console) 
     return prepare(plan, folder, request.data, request.masks, request.skip_bad, console)
 
 
-def cores() -> int:
-    """How many processes may run side by side here."""
+def side_by_side(plan: Plan) -> int:
+    """How many trainings run at a time unless `--workers` says: one per core, or what a GPU holds.
+
+    The trainings share one GPU, so there `simulation.gpus_per_site` counts, as it does for the
+    baselines of an experiment: 0.25 is four at a time; 0, not said, is one.
+    """
+    if torch.cuda.is_available():
+        return max(1, int(1 / (plan.simulation.gpus_per_site or 1.0)))
     return len(os.sched_getaffinity(0))

@@ -89,24 +89,28 @@ def matching(rows: pd.DataFrame, kind: Filter | None) -> "pd.Series[bool]":
 
     They have no view on record, and without them there would be nothing to outline.
     """
-    passes = pd.Series(True, index=rows.index)
-    if kind is None:
-        return passes
-    if kind.view is not None:
-        passes &= rows["view"] == kind.view
-    if kind.site is not None:
-        passes &= rows["site"] == kind.site
-    return passes | (rows["site"] == MASK_HOSPITAL)
+    return _of_kind(rows, kind) | (rows["site"] == MASK_HOSPITAL)
 
 
 def matching_test(rows: pd.DataFrame, kind: Filter | None, unknown: bool) -> "pd.Series[bool]":
-    """Which test rows a filter lets through. unknown: also those of no hospital and no view.
+    """Which test rows a filter lets through. unknown: also a mask hospital's without a view.
 
-    These are the held-back images of a mask hospital: a model trained with its masks is at home
-    on them, and no test of another kind of images can be made of them.
+    Its held-back images have the site "". A model trained with its masks is at home on them
+    whatever the filter, but only a filter on that hospital makes a test of another kind of them.
     """
-    passes = matching(rows, kind)
-    return passes | ((rows["site"] == "") & (rows["view"] == "")) if unknown else passes
+    held_back = rows["site"] == ""
+    passes = _of_kind(rows.assign(site=rows["site"].mask(held_back, MASK_HOSPITAL)), kind)
+    return passes | (held_back & (rows["view"] == "")) if unknown else passes
+
+
+def _of_kind(rows: pd.DataFrame, kind: Filter | None) -> "pd.Series[bool]":
+    """Which rows are of a view and a site; all without a filter."""
+    passes = pd.Series(True, index=rows.index)
+    if kind is not None and kind.view is not None:
+        passes &= rows["view"] == kind.view
+    if kind is not None and kind.site is not None:
+        passes &= rows["site"] == kind.site
+    return passes
 
 
 def hide(

@@ -59,10 +59,16 @@ class Judge:
         self._truths, self._resamples, self._seed = truths, resamples, seed
         self._min_positives = min_positives
 
-    def counted(self, view: View) -> tuple[str, ...]:
-        """The findings with enough positive test images to be in a mean."""
-        positives = (self._truths[view.findings].targets[view.findings_rows] == 1).sum(axis=0)
-        names = zip(FINDINGS, positives, strict=True)
+    def counted(self, *views: View) -> tuple[str, ...]:
+        """The findings with enough positive test images to be in a mean, in each of the views.
+
+        A view without any image for findings has no mean, and does not count.
+        """
+        parts = [self._truths[each.findings].targets[each.findings_rows] for each in views]
+        positives = [(part == 1).sum(axis=0) for part in parts if len(part)]
+        if not positives:
+            return ()
+        names = zip(FINDINGS, np.min(positives, axis=0), strict=True)
         return tuple(name for name, count in names if count >= self._min_positives)
 
     def findings(self, models: Sequence[Outcome], view: View) -> Replicates | None:

@@ -24,6 +24,7 @@ from simulations.study.material import (
     by_hospital,
     hide,
     matching,
+    matching_test,
     pooled,
     problem,
 )
@@ -126,8 +127,20 @@ def check(spec: AblationSpec, material: Material) -> None:
         problems += budget_problems(
             own, domain.findings if labels else (), domain.masks if masks else (), where
         )
+        problems += _untested(domain, material, where)
     if problems:
         raise InputError(problems)
+
+
+def _untested(domain: Domain, material: Material, where: str) -> Iterator[Problem]:
+    """Filters that leave no image to test on: no labelled one, and none with a mask."""
+    for key, kind, unknown in (("train", domain.train, True), ("test", domain.test, False)):
+        tests = (test.rows for test in material.tests)
+        left = any(matching_test(rows, kind, unknown).any() for rows in tests)
+        # A hospital that does not exist is a problem of its own.
+        if not left and kind.site in (None, *material.sites):
+            step = "Choose another view or hospital, or hold more patients back for the test."
+            yield problem(f"{where}{key}", "no test image", "at least one of its kind", step)
 
 
 def _unknown_sites(domain: Domain, material: Material, where: str) -> list[Problem]:

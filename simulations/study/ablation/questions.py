@@ -58,11 +58,16 @@ ARRANGEMENTS: dict[str, tuple[Arrangement, Arrangement]] = {
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One row in one setting on one view: its scores by seed."""
+    """One row in one setting on one view: its scores by seed.
+
+    counted: the findings in its mean AUROC, the same on every view of a setting, so that
+    what is lost away from home is not a matter of which findings are tested there.
+    """
 
     row: str
     setting: Setting
     view: View
+    counted: tuple[str, ...]
     findings: Mapping[int, Replicates]
     dice: Mapping[int, Floats]
     iou: Mapping[int, Floats]

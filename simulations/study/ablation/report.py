@@ -1,7 +1,7 @@
 """The page of `consilium-sim ablate`: what helped, what did not, and how sure one can be.
 
 Every sentence about a difference is worked out from its interval and its seeds
-(simulations/study/ablation_words.py); nobody writes them by hand.
+(simulations/study/ablation/words.py); nobody writes them by hand.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +63,8 @@ def render_ablation(result: Result) -> str:
 def _questions(comparisons: Sequence[Line]) -> Iterator[dict[str, Any]]:
     """Every question that was asked: its answer in short, then place by place, then each number.
 
-    The short answer is from the tests at home of what trained on all kinds of images.
+    The short answers are those of what trained on all kinds of images, at home and through
+    other equipment: a part of the method may be worth nothing here and much there.
     """
     for question in QUESTIONS:
         own = [line for line in comparisons if line["question"] == question.key]
@@ -74,9 +75,9 @@ def _questions(comparisons: Sequence[Line]) -> Iterator[dict[str, Any]]:
         for line in sorted(own, key=lambda line: str(line["measure"])):
             groups.setdefault((line["domain"], line["view"], line["measure"]), []).append(line)
         short = [
-            (NAMES[measure], headline(lines))
+            (f"{NAMES[measure]}, {view}", headline(lines))
             for (domain, view, measure), lines in groups.items()
-            if domain is None and view == HOME
+            if domain is None
         ]
         answers = [
             summary(lines, f"{NAMES[measure]}, {_place(domain, view)}")

@@ -126,7 +126,9 @@ def _score(
             groups.setdefault((trial.row, trial.setting), []).append(trial)
     for (row, setting), members in groups.items():
         models = {t.seed: [done[cell.name] for cell in t.cells] for t in members}
-        for view in _views(spec, material, setting):
+        views = list(_views(spec, material, setting))
+        counted = judge.counted(*views)
+        for view in views:
             findings = {seed: judge.findings(each, view) for seed, each in models.items()}
             dice = {seed: judge.lungs(each, view, "dice") for seed, each in models.items()}
             iou = {seed: judge.lungs(each, view, "iou") for seed, each in models.items()}
@@ -134,6 +136,7 @@ def _score(
                 row,
                 setting,
                 view,
+                counted,
                 {seed: value for seed, value in findings.items() if value is not None},
                 {seed: value for seed, value in dice.items() if value is not None},
                 {seed: value for seed, value in iou.items() if value is not None},
@@ -151,9 +154,9 @@ def _result(scored: Scored, judge: Judge) -> dict[str, Any]:
         "dice": None,
         "iou": None,
     }
-    counted = judge.counted(scored.view)
-    if scored.findings and counted:
-        line["auroc"] = auroc_summary(scored.findings, counted) | {"counted": list(counted)}
+    if scored.findings and scored.counted:
+        summary = auroc_summary(scored.findings, scored.counted)
+        line["auroc"] = summary | {"counted": list(scored.counted)}
     if scored.dice:
         line["dice"] = lungs_summary(scored.dice, scored.patients, judge)
         line["iou"] = lungs_summary(scored.iou, scored.patients, judge)
@@ -163,9 +166,8 @@ def _result(scored: Scored, judge: Judge) -> dict[str, Any]:
 def _compare(question: Asked, judge: Judge) -> Iterator[dict[str, Any]]:
     """The paired differences of a question: macro AUROC and Dice, as far as both sides have."""
     first, second = question.first, question.second
-    counted = judge.counted(first.view)
     values = {
-        "auroc": auroc_difference(first.findings, second.findings, counted),
+        "auroc": auroc_difference(first.findings, second.findings, first.counted),
         "dice": lungs_difference(first.dice, second.dice, first.patients, judge),
     }
     for measure, value in values.items():

@@ -6,11 +6,12 @@ seeds: Student's t interval of their mean, which with two or three seeds is very
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from server import words
 from server.words import change
+from simulations.study.ablation.spec import ROWS
 
 Line = Mapping[str, Any]
 Result = Mapping[str, Any]
@@ -82,7 +83,9 @@ def headline(lines: Sequence[Line]) -> str:
         return f"it depends: better in {up} and worse in {down} of {total} comparisons ({span})"
     if up or down:
         way, sure = ("better", counts[HELPS]) if up else ("worse", counts[HURTS])
-        answer = ("yes" if up else "no, on the contrary") if sure else "perhaps"
+        # One sure comparison among many that are not may be the luck of asking often.
+        answers = ("yes", "perhaps") if up else ("no, on the contrary", "perhaps the contrary")
+        answer = answers[2 * sure <= total]
         return f"{answer}: {way} in {up or down} of {total} comparisons ({span})"
     if counts[UNSURE]:
         return f"open: not all trainings agree, in {counts[UNSURE]} of {total} comparisons ({span})"
@@ -127,7 +130,8 @@ def methods(result: Result) -> list[str]:
         "budget lies within the larger. Rows with unlabelled images learn from the others too.",
         f"Tests, which no cell trained on: {tests}.",
         f"The mean AUROC is over the findings with at least {spec['min_positives']} positive "
-        f"images in the test at hand: {', '.join(counted) or 'none'}.",
+        "images in the test at hand, for a domain in both of its tests: "
+        f"{', '.join(counted) or 'none'}.",
         f"Intervals: {plan['evaluation']['bootstrap']:,} resamples of the test patients, the same "
         "for both sides of a difference; the answers are averaged over the seeds.",
         "“Helps” and “hurts” are said only where that interval excludes 0, every seed agrees, and "
@@ -154,11 +158,34 @@ def limits(result: Result) -> list[str]:
         f"of them agree in sign by chance alone {chance:.0f} % of the time, and the sd over the "
         "seeds is itself a rough guess. The intervals hold the chance in who was tested, not in "
         "which images were annotated.",
-        f"{number} differences are shown. Where nothing differs, about one interval in twenty "
-        "excludes 0 all the same: a single “helps” among many comparisons is weak evidence.",
+        f"{number} differences are shown. Where nothing differs, at least one interval in twenty "
+        "excludes 0 all the same, and in practice more: an interval takes the trainings as they "
+        "are, and two trainings of one recipe do differ. Many differences also share a training "
+        "(one classifier stands against several mask budgets), so they are not independent. A "
+        "single “helps” among many comparisons is weak evidence.",
         "The rows share one plan, tuned for none of them in particular. Another network, size or "
         "number of steps may give another answer.",
+        *_limits_of_plan(result["spec"]),
     ]
     if result["data"]["synthetic"]:
         texts.insert(0, "The images are synthetic drawings: nothing here is about patients.")
     return texts
+
+
+def _limits_of_plan(spec: Mapping[str, Any]) -> Iterator[str]:
+    """What the plan's way to train mixes into the differences."""
+    plan, rows = spec["plan"], [ROWS[name] for name in spec.get("rows", ())]
+    lungs = any(row.lungs for row in rows)
+    if lungs and plan["training"].get("lungs_batch_size") is not None:
+        yield (
+            "Images with labels and images with masks are averaged together in a step. A row with "
+            "both tasks gives each a smaller share of the loss than a row with one, and a small "
+            "budget of masks puts fewer masked images into a step. Differences between one task "
+            "and two, or between budgets of masks, include that."
+        )
+    unlabelled = any(row.unlabelled and row.findings for row in rows)
+    if unlabelled and plan["semi_supervision"]["mode"] == "fixmatch":
+        yield (
+            "The thresholds above which a guess on an unlabelled image counts are chosen with the "
+            "labels of the validation images, which the budget of labels does not count."
+        )

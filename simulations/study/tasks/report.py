@@ -1,6 +1,6 @@
 """The page of `consilium-sim tasks`: what one network for all tasks gains and costs, in words.
 
-Every sentence is worked out from `tasks.json` (simulations/study/tasks.py:run_tasks); an
+Every sentence is worked out from `tasks.json` (simulations/study/tasks/run.py:run_tasks); an
 undefined number is a dash, and what hangs on it is said to be open.
 """
 
@@ -77,6 +77,7 @@ def _identity(result: Result) -> list[tuple[str, str]]:
     """What one needs to do the study again."""
     facts = {
         "command": result.get("command", words.DASH),
+        "date": result.get("date", words.DASH),
         "plan": f"{result['name']}, {result['plan_sha256']}",
         "archive": result["data"]["name"],
         "time of this start": words.duration(result.get("seconds")),

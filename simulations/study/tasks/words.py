@@ -42,6 +42,7 @@ def _compared(
 ) -> str:
     if change.value is None:
         return f"How the multitask network compares with {other} is open: no {what} of both."
+    sure = words.how_sure(change)
     numbers = f"{words.score(ours['value'])} against {words.score(theirs['value'])}"
     if change.low is None or change.high is None:
         verdict = "ahead of" if change.value > 0 else "behind" if change.value < 0 else "level with"
@@ -49,9 +50,11 @@ def _compared(
         verdict = "not distinguishable from"
     else:
         verdict = "better than" if change.value > 0 else "worse than"
+        # The interval is over patients only: all that was drawn once stays drawn in it.
+        sure += " It is from one training of each network: another training may differ."
     return (
         f"In {what} the multitask network is {verdict} {other}: {numbers}, a difference of "
-        f"{words.change(change.value)}. {words.how_sure(change)}"
+        f"{words.change(change.value)}. {sure}"
     )
 
 

@@ -1,11 +1,14 @@
 """The same radiographs through another X-ray unit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from client.cache import open_cache
 from simulations.phantom import make_phantom
+from simulations.study import equipment
 from simulations.study.equipment import OTHER, equipment_cache, through_unit
 from tests.unit.client.sites import small_cache
 
@@ -34,9 +37,27 @@ def test_a_shift_that_leaves_labels_masks_and_the_original_alone(tmp_path: Path)
             )
         assert np.abs(cache.images[old["row"]].astype(int) - other.images[new["row"]]).mean() > 10
     assert not (tmp_path / "other" / "pictures").exists()
-    stamp = (tmp_path / "other" / "cache" / "manifest.json").stat().st_mtime_ns
-    equipment_cache(cache, images, tmp_path / "other", seed=1)
-    assert (tmp_path / "other" / "cache" / "manifest.json").stat().st_mtime_ns == stamp
+    stamp = (other.folder / "manifest.json").stat().st_mtime_ns
+    assert equipment_cache(cache, images, tmp_path / "other", seed=1) == other.folder
+    assert (other.folder / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_another_profile_draws_anew_and_the_first_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = small_cache(make_phantom(tmp_path / "archive", 8, 32, 2, 3), tmp_path / "cache")
+    images = list(cache.index["image"])
+    first = open_cache(equipment_cache(cache, images, tmp_path / "other", seed=1))
+    with monkeypatch.context() as changed:
+        changed.setattr(equipment, "OTHER", replace(OTHER, gamma=1.4))
+        second = open_cache(equipment_cache(cache, images, tmp_path / "other", seed=1))
+    assert second.identity != first.identity
+    assert (np.asarray(second.images) != np.asarray(first.images)).any()
+    assert equipment_cache(cache, images, tmp_path / "other", seed=1) == first.folder
+    # What a cell's key is made of does not hang on the name of the folder.
+    first.folder.rename(tmp_path / "cache-of-old")
+    again = open_cache(equipment_cache(cache, images, tmp_path / "other", seed=1))
+    assert again.identity == first.identity == open_cache(tmp_path / "cache-of-old").identity
 
 
 def test_dark_stays_darker_than_light_and_the_border_is_cut() -> None:

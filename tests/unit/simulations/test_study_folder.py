@@ -1,17 +1,31 @@
 """A study's folder: what may go on in it, and what may not."""
 
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
 
 from common.checkpoint import write_json
 from common.errors import InputError
 from common.plan import Plan
+from simulations.cli import app
 from simulations.experiment import Request
 from simulations.prepare import PREPARED
-from simulations.study.folder import LOCK, at_work, open_study, reopen_study
+from simulations.study.cli import command_line
+from simulations.study.folder import (
+    LOCK,
+    STUDY,
+    at_work,
+    open_study,
+    reopen_study,
+    side_by_side,
+)
 from tests.unit.client.sites import small_plan
+from tests.unit.simulations.study_world import study_plan
 
 REQUEST = Request(Path("data"), None)
 
@@ -52,12 +66,23 @@ def test_what_was_not_prepared_yet_may_be_asked_otherwise(tmp_path: Path) -> Non
     open_study(tmp_path / "s", "ablate", small_plan(seed=8), {}, REQUEST)
 
 
+def test_another_kind_of_study_is_refused_before_anything_is_prepared(tmp_path: Path) -> None:
+    open_study(tmp_path / "s", "ablate", small_plan(), {}, REQUEST)
+    with pytest.raises(InputError, match="another kind, seed"):
+        open_study(tmp_path / "s", "tasks", small_plan(seed=8), {}, REQUEST)
+
+
 def test_folders_that_are_no_study(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for taken in (tmp_path / "full", tmp_path / "full" / "file"):
         with pytest.raises(InputError, match="a folder with other files in it"):
             open_study(taken, "ablate", small_plan(), {}, REQUEST)
+        with pytest.raises(InputError, match="a folder with other files in it"), at_work(taken):
+            pass
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["file"]
+    with pytest.raises(InputError, match="a writable folder"), at_work(Path("/dev/null/study")):
+        pass
     with pytest.raises(InputError, match="no tasks study"):
         reopen_study(tmp_path / "full", "tasks")
     open_study(tmp_path / "s", "ablate", small_plan(), {}, REQUEST)
@@ -66,9 +91,47 @@ def test_folders_that_are_no_study(tmp_path: Path) -> None:
 
 
 def test_one_process_per_study(tmp_path: Path) -> None:
-    with at_work(tmp_path):
+    with at_work(tmp_path / "new"):
+        open_study(tmp_path / "new", "ablate", small_plan(), {}, REQUEST)
+    with at_work(tmp_path / "new"):
         pass
-    with (tmp_path / LOCK).open("ab") as file:
+    with (tmp_path / "new" / LOCK).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(InputError, match="another process at work in it"), at_work(tmp_path):
+        with (
+            pytest.raises(InputError, match="another process at work in it"),
+            at_work(tmp_path / "new"),
+        ):
             pass
+
+
+@pytest.mark.parametrize("command", ["ablate", "tasks"])
+def test_a_second_command_leaves_a_study_at_work_as_it_was_asked(
+    tmp_path: Path, command: str
+) -> None:
+    folder, asked = tmp_path / "s", tmp_path / "asked.yaml"
+    plan = study_plan()
+    asked.write_text(yaml.safe_dump({"plan": plan} if command == "ablate" else plan))
+    with at_work(folder):
+        open_study(folder, command, small_plan(), {"seeds": [1]}, REQUEST)
+        before = (folder / STUDY).read_bytes()
+        second = CliRunner().invoke(app, [command, str(asked), "--out", str(folder)])
+        assert "another process at work in it" in str(second.exception)
+        assert (folder / STUDY).read_bytes() == before
+
+
+def test_workers_are_as_many_as_the_cores_or_the_share_of_a_gpu_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert side_by_side(small_plan()) == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for share, count in ((0.0, 1), (0.25, 4), (0.4, 2), (2.0, 1)):
+        assert side_by_side(small_plan(simulation={"gpus_per_site": share})) == count
+
+
+def test_the_command_is_kept_as_it_was_given() -> None:
+    given = {"": Path("a b.yaml"), "--data": None, "--out": Path("o"), "--workers": 1}
+    assert command_line("tasks", given) == "consilium-sim tasks 'a b.yaml' --out o --workers 1"
+    resumed = {"": None, "--resume": Path("o"), "--workers": None, "--skip-bad": True}
+    assert command_line("ablate", resumed) == "consilium-sim ablate --resume o --skip-bad"
+    assert command_line("ablate", {"--skip-bad": False}) == "consilium-sim ablate"

@@ -120,8 +120,22 @@ def test_what_the_data_cannot_give_is_said_at_once(material: Material) -> None:
     assert "key 'masks': found 400 training images" in text
     assert "key 'domains.0.train.site': found 'site-9'; allowed: one of site-1, site-2" in text
     assert "key 'domains.0.findings': found all of none; allowed: at most 0" in text
+    assert "key 'domains.0.train':" not in text  # once is enough
     lungs_only = study_spec(rows=["segmenter"], findings=[500], masks=[3])
     assert trials(lungs_only, material)  # a budget that no row uses
+
+
+def test_a_domain_without_a_test_image_is_refused(material: Material) -> None:
+    for test in material.tests:
+        test.rows["view"] = "PA"
+    home = {"name": "home", "train": {"view": "PA"}, "test": {"site": material.sites[0]}}
+    away = {"name": "away", "train": {"view": "AP"}, "test": {"view": "AP"}}
+    with pytest.raises(InputError) as caught:
+        trials(study_spec(rows=["multitask"], domains=[home, away]), material)
+    text = str(caught.value)
+    assert "key 'domains.1.train': found no test image" in text
+    assert "key 'domains.1.test': found no test image" in text
+    assert "domains.0" not in text
 
 
 def test_a_mask_hospital_passes_every_filter(tmp_path: Path, nih_archive: ArchiveFactory) -> None:
@@ -149,3 +163,12 @@ def test_a_mask_hospital_passes_every_filter(tmp_path: Path, nih_archive: Archiv
     assert matching_test(lungs, Filter(view="PA"), unknown=True).all()
     assert not matching_test(lungs, Filter(view="AP"), unknown=False).any()
     assert matching_test(lungs, None, unknown=False).all()
+    own, other = Filter(site="masks"), Filter(site=material.sites[-1])
+    findings = material.tests[0].rows
+    for unknown in (True, False):
+        assert matching_test(lungs, own, unknown).all()
+        assert not matching_test(findings, own, unknown).any()
+        assert matching_test(lungs, other, unknown).all() == unknown
+    domain = {"name": "to masks", "train": {"view": "PA"}, "test": {"site": "masks"}}
+    asked = study_spec(rows=["segmenter"], masks=[3], seeds=[1], domains=[domain])
+    assert len(trials(asked, material)) == 2

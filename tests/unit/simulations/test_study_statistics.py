@@ -1,12 +1,19 @@
 """Means, spreads and paired differences, against numbers worked out by hand."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from common.findings import FINDINGS
 from common.metrics import auroc
-from simulations.study.ablation.words import headline, in_words, summary, verdict
-from simulations.study.cells import Outcome
+from simulations.study.ablation.grid import Setting, Trial
+from simulations.study.ablation.run import _result, _score
+from simulations.study.ablation.words import headline, in_words, limits, summary, verdict
+from simulations.study.cells import Cell, Outcome, TestSet
+from simulations.study.material import Material
 from simulations.study.statistics import (
     Judge,
     Truth,
@@ -17,6 +24,7 @@ from simulations.study.statistics import (
     lungs_summary,
     seeds_interval,
 )
+from tests.unit.simulations.study_world import study_spec
 
 ROWS = 60
 RNG = np.random.default_rng(0)
@@ -27,9 +35,9 @@ EVERY = np.ones(ROWS, dtype=bool)
 VIEW = View("in-domain", "findings", "lungs", EVERY, EVERY)
 
 
-def judge() -> Judge:
+def judge(min_positives: int = 10) -> Judge:
     truth = Truth(TARGETS, PATIENTS)
-    return Judge({"findings": truth, "lungs": truth}, 200, 1, min_positives=10)
+    return Judge({"findings": truth, "lungs": truth}, 200, 1, min_positives)
 
 
 def outcome(seed: int, skill: float, dice: float) -> Outcome:
@@ -60,6 +68,41 @@ def test_means_are_over_the_findings_with_enough_positives() -> None:
     assert result["macro"]["low"] < result["macro"]["mean"] < result["macro"]["high"]
     assert set(result["findings"]) == set(FINDINGS)
     assert result["findings"][FINDINGS[1]]["mean"] is None
+
+
+def test_a_finding_counts_only_where_every_view_has_enough_of_it() -> None:
+    scorer = judge()
+    first, second = np.arange(ROWS) < 40, np.arange(ROWS) >= 20
+    none = np.zeros(ROWS, dtype=bool)
+    home, away = (View(name, "findings", "lungs", rows, rows)
+                  for name, rows in (("in-domain", first), ("cross-domain", second)))  # fmt: skip
+    at_home, abroad, both = scorer.counted(home), scorer.counted(away), scorer.counted(home, away)
+    assert set(both) == set(at_home) & set(abroad)
+    assert set(both) < set(at_home)
+    # A test of lungs alone takes no finding away from the other view.
+    assert scorer.counted(home, View("masks", "findings", "lungs", none, EVERY)) == at_home
+    assert scorer.counted(View("masks", "findings", "lungs", none, EVERY)) == ()
+
+
+def test_a_domain_is_scored_on_the_same_findings_at_home_and_away() -> None:
+    domain = {"name": "PA to AP", "train": {"view": "PA"}, "test": {"view": "AP"}}
+    spec = study_spec(domains=[domain], equipment=False)
+    views = np.where(np.arange(ROWS) < 45, "PA", "AP")
+    rows = pd.DataFrame({"image": PATIENTS, "patient": PATIENTS, "site": "site-1", "view": views})
+    tests = [TestSet(name, Path(), rows) for name in ("findings", "lungs")]
+    material = Material(pd.DataFrame(), {}, Path(), tests)
+    setting = Setting("all", "all", "pooled", "PA to AP")
+    trial = Trial("multitask", setting, 1, (Cell("cell", spec.plan, {}),))
+    scorer = judge(min_positives=5)
+    done = {"cell": outcome(1, 1.0, 0.9)}
+    home, away = _score(spec, material, [trial], done, scorer)
+    assert (home.view.name, away.view.name) == ("in-domain", "cross-domain")
+    alone = [set(scorer.counted(each.view)) for each in (home, away)]
+    assert home.counted == away.counted
+    assert set(home.counted) == set.intersection(*alone) < alone[0]
+    assert home.counted
+    lines = [_result(each, scorer) for each in (home, away)]
+    assert [line["auroc"]["counted"] for line in lines] == [list(home.counted)] * 2
 
 
 def test_differences_are_paired_and_need_seeds_of_both() -> None:
@@ -169,9 +212,12 @@ def test_words_say_what_the_numbers_allow(
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([GAIN, NOTHING], "yes: better in 1 of 2 comparisons (+0.000 to +0.020)"),
+        ([GAIN, NOTHING], "perhaps: better in 1 of 2 comparisons (+0.000 to +0.020)"),
+        ([GAIN, GAIN, NOTHING], "yes: better in 2 of 3 comparisons (+0.000 to +0.020)"),
+        ([GAIN, PERHAPS, NOTHING], "perhaps: better in 2 of 3 comparisons"),
         ([PERHAPS], "perhaps: better in 1 of 1 comparisons (+0.020)"),
-        ([LOSS, NOTHING], "no, on the contrary: worse in 1 of 2 comparisons (−0.020 to +0.000)"),
+        ([LOSS], "no, on the contrary: worse in 1 of 1 comparisons (−0.020)"),
+        ([LOSS, NOTHING], "perhaps the contrary: worse in 1 of 2 comparisons (−0.020 to +0.000)"),
         ([GAIN, LOSS], "it depends: better in 1 and worse in 1 of 2 comparisons"),
         ([NOTHING], "not that one could see, in 1 comparison (+0.000)"),
         ([SPLIT, NOTHING], "open: not all trainings agree, in 1 of 2 comparisons"),
@@ -179,6 +225,27 @@ def test_words_say_what_the_numbers_allow(
 )
 def test_the_short_answer(lines: list[dict[str, object]], words: str) -> None:
     assert headline(lines).startswith(words)
+
+
+def facts(mode: str, lungs_batch_size: int | None, *rows: str) -> dict[str, Any]:
+    """As much of `ablation.json` as the limits are worked out from."""
+    training = {"lungs_batch_size": lungs_batch_size}
+    plan = {"training": training, "semi_supervision": {"mode": mode}}
+    spec = {"seeds": [1, 2], "rows": rows, "plan": plan}
+    return {"spec": spec, "comparisons": [GAIN] * 3, "data": {"synthetic": False}}
+
+
+def test_limits_name_what_the_plan_mixes_into_the_differences() -> None:
+    both = " ".join(limits(facts("fixmatch", 4, "classifier", "multitask+unlabelled")))
+    assert "at least one interval in twenty" in both
+    assert "they are not independent" in both
+    assert "averaged together in a step" in both
+    assert "labels of the validation images" in both
+    for other in (facts("mean-teacher", None, "multitask+unlabelled"), facts("off", 4)):
+        assert "averaged together" not in " ".join(limits(other))
+        assert "validation images" not in " ".join(limits(other))
+    supervised = limits(facts("fixmatch", None, "classifier", "segmenter+unlabelled"))
+    assert "validation images" not in " ".join(supervised)  # a guess on lungs has no threshold
 
 
 def test_several_answers_in_one_sentence() -> None:

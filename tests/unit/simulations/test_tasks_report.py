@@ -108,6 +108,7 @@ def test_the_difference_is_said_with_its_interval_whatever_it_is(
     sentence = accuracy_sentence(line(change), SINGLE)
     assert f"is {verdict} the single-task networks: 0.700 against 0.700" in sentence
     assert sure in sentence
+    assert ("another training may differ" in sentence) == (sure == "excludes zero")
 
 
 def test_what_was_not_measured_is_open() -> None:
@@ -154,6 +155,7 @@ def test_the_page_holds_every_finding_and_what_it_cost(tmp_path: Path) -> None:
     path = write_tasks(result(), tmp_path)
     page = path.read_text()
     assert (tmp_path / "tasks.json").exists()
+    assert "<code>2026-01-31</code>" in render_tasks(result() | {"date": "2026-01-31"})
     for finding in FINDINGS:
         assert f'scope="row">{finding.replace("_", " ")}</th>' in page
     assert "−0.012<br>(−0.030 to +0.006)" in page
