@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -76,8 +77,8 @@ def forest(rows: Sequence[ForestRow]) -> bytes:
     lowest = np.nanmin([0.5, *low, *council, *local, *pooled])
     axes.set_xlim(max(lowest - 0.03, 0.0), 1.0)
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    _calm(axes, "x")
-    return _svg(figure)
+    calm(axes, "x")
+    return svg(figure)
 
 
 def _columns(rows: Sequence[ForestRow]) -> npt.NDArray[np.float64]:
@@ -99,8 +100,8 @@ def learning_curve(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> b
         axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _calm(axes, "y")
-    return _svg(figure)
+        calm(axes, "y")
+    return svg(figure)
 
 
 def _curves(axes: Axes, sites: Mapping[str, Mapping[int, float]]) -> None:
@@ -159,8 +160,9 @@ def short(name: str) -> str:
     return clean if len(clean) <= LONGEST else clean[: LONGEST - 1] + "…"
 
 
-def _calm(axes: Axes, grid: str) -> None:
-    axes.grid(axis="x" if grid == "x" else "y", color=RULE, linewidth=0.8)
+def calm(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """Only the lines that one reads by: a pale grid along one axis, and the bottom."""
+    axes.grid(axis=grid, color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=9, labelcolor=INK)
     axes.xaxis.label.set(color=INK, fontsize=9)
@@ -169,7 +171,8 @@ def _calm(axes: Axes, grid: str) -> None:
     axes.spines["bottom"].set_color(GREY)
 
 
-def _svg(figure: Figure) -> bytes:
+def svg(figure: Figure) -> bytes:
+    """The figure as an SVG file; the same figure gives the same bytes."""
     file = io.BytesIO()
     # A fixed salt instead of a random one: the same run gives the same bytes.
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "consilium"}):

@@ -14,9 +14,9 @@ from rich.console import Console
 from common.checkpoint import write_bytes, write_json
 from common.findings import FINDINGS
 from server import words
-from server.plots import COLOURS, GREY
+from server.plots import COLOURS, GREY, calm
 from server.summary import Estimate
-from simulations.study.page import calm, figure_source, render_page
+from simulations.study.page import figure_source, render_page
 from simulations.study.tasks import words as task_words
 from simulations.study.tasks.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
 from simulations.study.tasks.run import MIN_POSITIVES
