@@ -94,6 +94,14 @@ class SiteData:
         rows = self.rows(split)
         return rows[(self.mask_row[rows] >= 0) & tasks.lungs]
 
+    def annotated(self, split: str) -> npt.NDArray[np.bool_]:
+        """Which findings are annotated on some row of a split, (14,) bool."""
+        return np.atleast_1d(self.known[self.rows(split)].any(axis=0))
+
+    def pictures(self, rows: Rows) -> Tensor:
+        """The images of rows (B,), (B, 1, S, S) float in [0, 1] on the device."""
+        return self.images.gather(self.image_row[rows]).float() / 255
+
     def batch(self, rows: Rows, unit: Rows | None = None) -> Batch:
         """The rows as one un-augmented batch; each row is its own unit if `unit` is None."""
         device = self.images.device
@@ -101,7 +109,7 @@ class SiteData:
         unit = np.arange(len(rows)) if unit is None else unit
         masks = self.masks.gather(self.mask_row[rows[lung_rows]])
         return Batch(
-            images=self.images.gather(self.image_row[rows]).float() / 255,
+            images=self.pictures(rows),
             targets=torch.from_numpy(self.targets[rows]).to(device),
             known=torch.from_numpy(self.known[rows]).to(device),
             lung_rows=torch.from_numpy(lung_rows).to(device),
@@ -247,6 +255,11 @@ def unit_rows(units: Sequence[Rows]) -> tuple[Rows, Rows]:
     """The rows of some units, (R,) int64, and which of the units each belongs to, (R,) int64."""
     sizes = [len(unit) for unit in units]
     return np.concatenate(units), np.repeat(np.arange(len(units)), sizes)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bf16 on a GPU; on a CPU everything stays in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def to_model_format(images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client.batches import Rows, SiteData, to_model_format
+from client.batches import Rows, SiteData, mixed_precision, to_model_format
 from common.findings import FINDINGS
 from common.heads import FindingsHead, LungsHead
 from common.metrics import auroc, dice, iou, macro
@@ -68,8 +68,7 @@ def predict(
     council = _Collected()
     for start in range(0, len(rows), EVALUATION_BATCH):
         batch = data.batch(rows[start : start + EVALUATION_BATCH])
-        device = batch.images.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed_precision(batch.images.device):
             features = model.encoder(to_model_format(batch.images))
             logits = [_logits(head, features) for head in heads]
             masked = [feature[batch.lung_rows] for feature in features]

@@ -25,8 +25,7 @@ def fit_findings_head(
     aggregation the shared encoder is a little different; `head_epochs` passes over features
     computed once bring the head there.
     """
-    rows = data.rows("train")
-    rows = rows[data.known[rows].any(axis=1)]
+    rows = data.labelled("train", plan.tasks)
     if plan.training.head_epochs == 0 or model.findings is None or len(rows) == 0:
         return
     features = pooled_features(model, data, rows)
@@ -58,6 +57,6 @@ def pooled_features(
     model.eval()
     parts = []
     for start in range(0, len(rows), batch_size):
-        images = data.batch(rows[start : start + batch_size]).images
+        images = data.pictures(rows[start : start + batch_size])
         parts.append(pool(model.encoder(to_model_format(images))).float())
     return torch.cat(parts)

@@ -69,8 +69,7 @@ class Site:
     @property
     def covers(self) -> tuple[str, ...]:
         """Findings with a usable label on a training row, and "lungs" with a training mask."""
-        rows = self.data.rows("train")
-        known = np.atleast_1d(self.data.known[rows].any(axis=0))
+        rows, known = self.data.rows("train"), self.data.annotated("train")
         findings = (name for name, has in zip(FINDINGS, known, strict=True) if has)
         has_masks = bool((self.data.mask_row[rows] >= 0).any())
         return (*findings, *((LUNGS,) if has_masks else ()))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from client.batches import (
     SiteData,
     Stream,
+    mixed_precision,
     supervised_streams,
     to_model_format,
     training_batches,
@@ -128,7 +129,7 @@ def supervised_loss(
     """Mean over the batch's units of what labels and masks say, a scalar with gradient."""
     images = to_model_format(batch.images)
     planes = model.planes(images[batch.lung_rows])
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+    with mixed_precision(images.device):
         outputs = forward(images, batch.lung_rows, planes)
     return unit_losses(outputs, batch, tasks.findings_weight, tasks.lungs_weight).mean()
 

@@ -13,7 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from client.batches import Rows, SiteData, Stream, group_units, to_model_format, unit_rows
+from client.batches import (
+    Rows,
+    SiteData,
+    Stream,
+    group_units,
+    mixed_precision,
+    to_model_format,
+    unit_rows,
+)
 from client.evaluate import Heads, predict, true_findings
 from client.teacher import Asked, Teacher, Thresholds, choose_thresholds
 from client.views import make_views
@@ -37,8 +45,7 @@ class Followed:
 def followed(data: SiteData, plan: Plan) -> Followed:
     """What a teacher at this site can be right about under this plan."""
     semi, tasks, shared = plan.semi_supervision, plan.tasks, plan.heads == "shared"
-    rows = data.rows("train")
-    taught = np.atleast_1d(data.known[rows].any(axis=0)) | shared
+    taught = data.annotated("train") | shared
     outlined = shared or len(data.outlined("train", tasks)) > 0
     on = semi.mode != "off"
     return Followed(
@@ -105,13 +112,12 @@ class Unlabelled:
         if weight == 0.0:
             return torch.zeros((), device=device), 0
         rows, unit = unit_rows(units)
-        images = self._data.images.gather(self._data.image_row[rows]).float() / 255
         semi = self._plan.semi_supervision
-        views = make_views(images, semi, self._generator)
+        views = make_views(self._data.pictures(rows), semi, self._generator)
         asked = self._asked(rows, unit, len(units))
         strong = to_model_format(views.strong)
         planes = self._student.planes(strong[asked.lung_rows])
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed_precision(device):
             targets = self.teacher.targets(views, asked)
             outputs = forward(strong, asked.lung_rows, planes)
         losses = consistency_losses(outputs, targets, semi.findings_weight, semi.lungs_weight)

@@ -4,16 +4,14 @@ No script, no outside resource: the two figures are embedded, the rest is text a
 Everything that comes from a site or a file is escaped.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from common.checkpoint import write_bytes
 from common.metrics import macro
 from server import tables, words
+from server.page import TEMPLATES, render_page, svg_source
 from server.plots import ForestRow, forest, learning_curve
 from server.summary import Estimate, Lungs, Round, Scores, Summary, read_rounds, read_summary
 
@@ -40,14 +38,6 @@ def write_report(
 
 def render(summary: Summary, rounds: Sequence[Round]) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        finalize=_printable,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     context = {
         "summary": summary,
         "rounds": rounds,
@@ -71,14 +61,7 @@ def render(summary: Summary, rounds: Sequence[Round]) -> str:
         "limits": words.limits(summary),
         "glossary": words.GLOSSARY,
     }
-    return environment.get_template("report.html.j2").render(context)
-
-
-def _printable(value: Any) -> Any:
-    """Drop control characters from a text: some turn the direction of what follows them."""
-    if type(value) is not str:
-        return value
-    return "".join(letter for letter in value if letter.isprintable() or letter == "\n")
+    return render_page(TEMPLATES / "report.html.j2", context)
 
 
 def _cards(summary: Summary) -> list[Row]:
@@ -110,10 +93,6 @@ def _lungs(lungs: Lungs) -> Row:
     return {"dice": words.interval(dice), "iou": words.interval(iou)}
 
 
-def _image(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-
-
 def _forest(summary: Summary) -> Row | None:
     """The forest plot, best finding on top; None when the council has no number."""
     council, local = summary.federated.council, words.local_means(summary)
@@ -139,7 +118,7 @@ def _forest(summary: Summary) -> Row | None:
     )
     alone = macro(local.values())
     rows.append(ForestRow("Mean", council.macro(), alone, pooled.macro_auroc))
-    return {"source": _image(forest(rows)), "alt": alt}
+    return {"source": svg_source(forest(rows)), "alt": alt}
 
 
 def _curve(rounds: Sequence[Round]) -> Row | None:
@@ -159,4 +138,4 @@ def _curve(rounds: Sequence[Round]) -> Row | None:
         parts.append(f"{title} from {words.score(first)} to {words.score(last)}")
     alt = f"Validation scores of every hospital by round; means: {'; '.join(parts)}."
     ordered = {title: panels[title] for title in CURVES.values() if title in panels}
-    return {"source": _image(learning_curve(ordered)), "alt": alt}
+    return {"source": svg_source(learning_curve(ordered)), "alt": alt}

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from client.settings import open_site_folder
+from client.settings import SiteFolder, open_site_folder
 from client.site import Site
 from common.checkpoint import read_arrays, write_arrays
 from common.errors import ConsiliumError
@@ -60,13 +60,14 @@ def pooled_rows(prepared: Prepared) -> pd.DataFrame:
 
     The bool columns named by findings say what is annotated, as `client.batches.select` reads.
     """
-    parts = []
-    for name in prepared.sites:
-        folder = open_site_folder(prepared.folder(name))
-        rows = folder.rows()[["image", "split", "labelled"]]
-        narrowed = {finding: finding in folder.settings.annotates for finding in FINDINGS}
-        parts.append(rows.assign(**narrowed))
-    return pd.concat(parts, ignore_index=True)
+    folders = [open_site_folder(prepared.folder(name)) for name in prepared.sites]
+    return pd.concat([annotated_rows(folder) for folder in folders], ignore_index=True)
+
+
+def annotated_rows(folder: SiteFolder) -> pd.DataFrame:
+    """One hospital's rows (image, split, labelled) with the findings that it annotates as bools."""
+    narrowed = {finding: finding in folder.settings.annotates for finding in FINDINGS}
+    return folder.rows()[["image", "split", "labelled"]].assign(**narrowed)
 
 
 def _write_pooled(prepared: Prepared) -> Path:
@@ -105,6 +106,16 @@ def _progress(plan: Plan, folder: Path) -> tuple[Flat, int]:
     return flatten(model, shared_layout(model, plan.heads)), 0
 
 
+def side_by_side(plan: Plan, threads: int) -> int:
+    """How many trainings of so many threads run at a time: as the cores, or the one GPU, allow.
+
+    On a GPU `simulation.gpus_per_site` counts: 0.25 is four at a time; 0, not said, is one.
+    """
+    if torch.cuda.is_available():
+        return max(1, int(1 / (plan.simulation.gpus_per_site or 1.0)))
+    return max(1, len(os.sched_getaffinity(0)) // threads)
+
+
 def train_baselines(
     plan: Plan, folders: Sequence[Path], progress: Callable[[str], None]
 ) -> dict[str, str]:
@@ -116,11 +127,8 @@ def train_baselines(
     Raises ConsiliumError when a worker process itself died: that ends the others, too.
     """
     threads = max(1, round(plan.simulation.cpus_per_site))
-    side_by_side = max(1, len(os.sched_getaffinity(0)) // threads)
-    if torch.cuda.is_available():
-        side_by_side = max(1, int(1 / (plan.simulation.gpus_per_site or 1.0)))
     failed = {}
-    with worker_pool(side_by_side) as pool:
+    with worker_pool(side_by_side(plan, threads)) as pool:
         jobs = {pool.submit(train_alone, plan.to_json(), each, threads): each for each in folders}
         for job in as_completed(jobs):
             try:

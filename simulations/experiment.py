@@ -4,7 +4,6 @@ Every step leaves its result in the run folder and is skipped when it is already
 `--resume` goes on after a crash of any step.
 """
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from server.report import write_report
 from simulations.baselines import train_baselines, write_baselines
 from simulations.prepare import Prepared, load_prepared, prepare
 from simulations.results import summarise
-from simulations.runtime import run_simulation, share_resources, terminable
+from simulations.runtime import hold, run_simulation, share_resources, terminable
 
 PLAN_FILE, REQUEST_FILE = "experiment.yaml", "request.json"
 LOCK = ".experiment.lock"
@@ -139,18 +138,13 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Hold the run folder. The kernel lets go of the lock when the process ends, however."""
+    """Hold the run folder."""
     try:
         file = (run / LOCK).open("ab")
     except OSError as error:
         raise InputError(_unwritable(run, error)) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            found, allowed = "another process at work in it", "one process per run folder"
-            problem = Problem(str(run), "", found, allowed, "Wait for it, or stop it first.")
-            raise InputError(problem) from None
+        hold(file, run, "one process per run folder")
         yield
 
 

@@ -6,7 +6,6 @@ to be tested is named by the plan beforehand.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,9 +100,11 @@ def _everything(data: SiteData) -> npt.NDArray[np.int64]:
     return np.arange(len(data.table))
 
 
-def _personal(plan: Plan, folder: Path, device: torch.device) -> tuple[MultitaskModel, Heads]:
-    """A site's final model from its folder, and the heads with which it may speak."""
-    site = Site.open(folder)
+def personal_model(plan: Plan, site: Site, device: torch.device) -> tuple[MultitaskModel, Heads]:
+    """A site's final model, and the heads with which it may speak.
+
+    Raises InputError when the site has no final model.
+    """
     model = build_model(plan, pretrained=False)
     load_parameters(model, read_arrays(site.final_model(plan)))
     model = model.to(device)
@@ -122,7 +123,8 @@ def summarise(plan: Plan, prepared: Prepared) -> dict[str, Any]:
     file = LATEST if plan.evaluation.encoder == "last" else BEST
     layout = shared_layout(federated, plan.heads)
     load_flat(federated, layout, read_encoder(prepared.run / file, layout))
-    heads = [_personal(plan, prepared.folder(site), device)[1] for site in prepared.sites]
+    sites = [Site.open(prepared.folder(name)) for name in prepared.sites]
+    heads = [personal_model(plan, site, device)[1] for site in sites]
     own, council = run_models(federated, heads, tests)
     council_scores = _bootstrap(plan, council, tests)
     alone = _alone(plan, prepared, tests, device)
@@ -157,10 +159,10 @@ def _alone(plan: Plan, prepared: Prepared, tests: Tests, device: torch.device) -
         names.append(POOLED)
     tested = {}
     for name in names:
-        folder = baseline_folder(prepared, name)
-        if not Site.open(folder).final_model(plan).exists():
+        site = Site.open(baseline_folder(prepared, name))
+        if not site.final_model(plan).exists():
             continue  # it failed, and the experiment has said so
-        model, heads = _personal(plan, folder, device)
+        model, heads = personal_model(plan, site, device)
         [tested[name]], _ = run_models(model, [heads], tests)
     return tested
 

@@ -5,6 +5,7 @@ asking for more CPU than there is hangs. So we start a SuperLink of our own in a
 folder, follow the run folder that our ServerApp writes, and leave no process behind.
 """
 
+import fcntl
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
 from rich.console import Console
@@ -229,3 +231,16 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def hold(lock: IO[bytes], folder: Path, allowed: str) -> None:
+    """Take the lock of a folder for as long as its open file `lock` stays open.
+
+    The kernel lets go of it when the process ends, however. allowed: what the error says is.
+    Raises InputError when another process holds it.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        found, step = "another process at work in it", "Wait for it, or stop it first."
+        raise InputError(Problem(str(folder), "", found, allowed, step)) from None

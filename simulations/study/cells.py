@@ -27,7 +27,7 @@ from client.batches import SiteData, select
 from client.cache import open_cache
 from client.cache.store import table_digest
 from client.evaluate import Heads, Predictions, predict
-from client.site import Site, load_parameters, pick_device
+from client.site import Site, pick_device
 from common.checkpoint import read_arrays, read_json, write_arrays, write_json
 from common.errors import ConsiliumError
 from common.findings import FINDINGS
@@ -37,6 +37,7 @@ from common.plan import Plan
 from server.run_folder import BEST, LATEST, read_encoder
 from simulations.baselines import train_alone, worker_pool
 from simulations.prepare import write_site
+from simulations.results import personal_model
 from simulations.study.federate import train_together
 
 VERSION = 1  # raise it when the same cell would give other results: all are then done again
@@ -268,7 +269,8 @@ def _trained(
 ) -> tuple[MultitaskModel, list[Heads]]:
     """The trained model and who speaks: the one site, or every site's heads (the council)."""
     # In a federation a site may never have got as far, while the others were enough.
-    pairs = [pair for folder in folders for pair in _personal(plan, folder, device)]
+    sites = [site for site in map(Site.open, folders) if site.final_model(plan).exists()]
+    pairs = [personal_model(plan, site, device) for site in sites]
     if len(folders) == 1:
         model, heads = pairs[0]
         return model, [heads]
@@ -277,14 +279,3 @@ def _trained(
     file = LATEST if plan.evaluation.encoder == "last" else BEST
     load_flat(shared, layout, read_encoder(run / file, layout))
     return shared, [heads for _, heads in pairs]
-
-
-def _personal(plan: Plan, folder: Path, device: torch.device) -> list[tuple[MultitaskModel, Heads]]:
-    """A site's final model with its heads, or nothing if it never got one."""
-    site = Site.open(folder)
-    if not site.final_model(plan).exists():
-        return []
-    model = build_model(plan, pretrained=False)
-    load_parameters(model, read_arrays(site.final_model(plan)))
-    model = model.to(device)
-    return [(model, site.heads(model))]

@@ -3,14 +3,15 @@
 import json
 import shlex
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from common.plan import load_plan, plan_from_json
+from common.plan import Plan, load_plan, plan_from_json
 from simulations.options import (
     AsJson,
     DataOption,
@@ -22,6 +23,10 @@ from simulations.options import (
     resumable,
 )
 
+if TYPE_CHECKING:  # torch is loaded only by the command that needs it
+    from simulations.prepare import Prepared
+
+Result = dict[str, Any]
 Out = Annotated[
     Path | None, typer.Option(help="folder of the study; a second start does what is left")
 ]
@@ -30,6 +35,38 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="trainings side by side; default: one per core, or share of a GPU"),
 ]
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options of a study command, as they were given."""
+
+    file: Path | None
+    data: Path | None
+    masks: Path | None
+    out: Path | None
+    resume: Path | None
+    workers: int | None
+    skip_bad: bool
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one command wants done.
+
+    title: for people; name: of a new folder. asked: what `--resume` reads again. train: takes
+    the prepared archive, the folder, how many trainings side by side, and the console; returns
+    the result with the cells that `failed`. write: the result's files; the page's path.
+    """
+
+    title: str
+    name: str
+    plan: Plan
+    asked: dict[str, Any]
+    train: "Callable[[Prepared, Path, int, Console], Result]"
+    write: Callable[[Result, Path], Path]
+    show: Callable[[Result, Path, Console], None]
 
 
 def ablate(
@@ -45,53 +82,30 @@ def ablate(
     as_json: AsJson = False,
 ) -> None:
     """Which part of the method helps? Train with and without each, and compare."""
-    # torch is loaded only by the command that needs it.
-    from simulations.experiment import Request
     from simulations.study.ablation.report import print_result, write_ablation
     from simulations.study.ablation.run import run_ablation
     from simulations.study.ablation.spec import as_json as spec_values
     from simulations.study.ablation.spec import load_spec, spec_from_json
-    from simulations.study.folder import (
-        at_work,
-        open_study,
-        prepare_study,
-        reopen_study,
-        side_by_side,
-    )
 
-    started = time.monotonic()
-    with output(as_json) as console:
-        if resume is not None:
-            given = {"SPEC": spec_file, "--data": data, "--masks": masks, "--out": out}
-            refuse_with_resume(given)
-            asked, request = reopen_study(resume, "ablate")
-            request = replace(request, skip_bad=request.skip_bad or skip_bad)
-            spec, folder = spec_from_json(json.dumps(asked), str(resume)), resume
+    def study(asked: dict[str, Any] | None) -> Study:
+        if asked is None:
+            spec = load_spec(required(spec_file, "SPEC", "See simulations/studies."))
         else:
-            spec = load_spec(required(spec_file, "SPEC", "The README shows one."))
-            folder = out or Path("runs") / f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            request = Request(data, masks, skip_bad)
-        console.print(f"study {spec.name}, folder {folder}")
-        words: dict[str, Path | int | None]
-        words = {"": spec_file, "--data": data, "--masks": masks, "--out": out}
-        words |= {"--resume": resume, "--workers": workers, "--skip-bad": skip_bad}
-        with at_work(folder), resumable("ablate", folder):
-            if resume is None:
-                open_study(folder, "ablate", spec.plan, spec_values(spec), request)
-            prepared = prepare_study(spec.plan, folder, request, console)
-            at_once = workers or side_by_side(spec.plan)
-            result = run_ablation(spec, prepared, folder, at_once, console)
-            result |= {
-                "command": command_line("ablate", words),
-                "date": time.strftime("%Y-%m-%d"),
-                "seconds": round(time.monotonic() - started, 1),
-            }
-            page = write_ablation(result, folder)
-        print_result(result, page, console)
-    if as_json:
-        typer.echo(json.dumps(result, allow_nan=False))
-    if result["failed"]:
-        raise typer.Exit(1)
+            spec = spec_from_json(json.dumps(asked), str(resume))
+        return Study(
+            f"study {spec.name}",
+            spec.name,
+            spec.plan,
+            spec_values(spec),
+            lambda prepared, folder, at_once, console: run_ablation(
+                spec, prepared, folder, at_once, console
+            ),
+            write_ablation,
+            print_result,
+        )
+
+    given = Given(spec_file, data, masks, out, resume, workers, skip_bad, as_json)
+    _conduct("ablate", "SPEC", given, study)
 
 
 def tasks(
@@ -107,59 +121,85 @@ def tasks(
     as_json: AsJson = False,
 ) -> None:
     """Is one network for all tasks as good as one for each, and what does it save?"""
-    from simulations.experiment import Request
-    from simulations.study.folder import (
-        at_work,
-        open_study,
-        prepare_study,
-        reopen_study,
-        side_by_side,
-    )
     from simulations.study.tasks.report import print_tasks, write_tasks
     from simulations.study.tasks.run import check_plan, run_tasks
 
-    started = time.monotonic()
-    with output(as_json) as console:
-        if resume is not None:
-            given = {"PLAN": plan_file, "--data": data, "--masks": masks, "--out": out}
-            refuse_with_resume(given)
-            asked, request = reopen_study(resume, "tasks")
-            request = replace(request, skip_bad=request.skip_bad or skip_bad)
-            plan, folder = plan_from_json(json.dumps(asked)), resume
-        else:
+    def study(asked: dict[str, Any] | None) -> Study:
+        if asked is None:
             plan = load_plan(required(plan_file, "PLAN", "See simulations/plans."))
             check_plan(plan)
-            folder = out or Path("runs") / f"{plan.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            request = Request(data, masks, skip_bad)
-        console.print(f"plan {plan.name}, folder {folder}")
-        words: dict[str, Path | int | None]
-        words = {"": plan_file, "--data": data, "--masks": masks, "--out": out}
-        words |= {"--resume": resume, "--workers": workers, "--skip-bad": skip_bad}
-        with at_work(folder), resumable("tasks", folder):
-            if resume is None:
-                open_study(folder, "tasks", plan, plan.model_dump(mode="json"), request)
-            prepared = prepare_study(plan, folder, request, console)
-            result = run_tasks(plan, prepared, workers or side_by_side(plan), console)
+        else:
+            plan = plan_from_json(json.dumps(asked))
+        return Study(
+            f"plan {plan.name}",
+            plan.name,
+            plan,
+            plan.model_dump(mode="json"),
+            lambda prepared, folder, at_once, console: run_tasks(plan, prepared, at_once, console),
+            write_tasks,
+            print_tasks,
+        )
+
+    given = Given(plan_file, data, masks, out, resume, workers, skip_bad, as_json)
+    _conduct("tasks", "PLAN", given, study)
+
+
+def _conduct(
+    kind: str, argument: str, given: Given, study: Callable[[dict[str, Any] | None], Study]
+) -> None:
+    """Open or reopen a study folder, do what is left, write, print.
+
+    study: reads the file that was given, or, with `--resume`, what was asked before.
+    Exits with 1 when a cell failed.
+    """
+    from simulations.baselines import side_by_side
+    from simulations.experiment import Request
+    from simulations.study.folder import at_work, open_study, prepare_study, reopen_study
+
+    started = time.monotonic()
+    with output(given.as_json) as console:
+        if given.resume is not None:
+            extra = {argument: given.file, "--data": given.data, "--masks": given.masks}
+            refuse_with_resume(extra | {"--out": given.out})
+            asked, request = reopen_study(given.resume, kind)
+            request = replace(request, skip_bad=request.skip_bad or given.skip_bad)
+            todo, folder = study(asked), given.resume
+        else:
+            todo = study(None)
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            folder = given.out or Path("runs") / f"{todo.name}-{stamp}"
+            request = Request(given.data, given.masks, given.skip_bad)
+        console.print(f"{todo.title}, folder {folder}")
+        with at_work(folder), resumable(kind, folder):
+            if given.resume is None:
+                open_study(folder, kind, todo.plan, todo.asked, request)
+            prepared = prepare_study(todo.plan, folder, request, console)
+            # Every cell has one thread: many small trainings gain more side by side.
+            at_once = given.workers or side_by_side(todo.plan, threads=1)
+            result = todo.train(prepared, folder, at_once, console)
             result |= {
-                "command": command_line("tasks", words),
+                "command": command_line(kind, given),
                 "date": time.strftime("%Y-%m-%d"),
                 "seconds": round(time.monotonic() - started, 1),
             }
-            page = write_tasks(result, folder)
-        print_tasks(result, page, console)
-    if as_json:
+            page = todo.write(result, folder)
+        todo.show(result, page, console)
+    if given.as_json:
         typer.echo(json.dumps(result, allow_nan=False))
     if result["failed"]:
         raise typer.Exit(1)
 
 
-def command_line(command: str, given: Mapping[str, Path | int | None]) -> str:
-    """The command as it was given, without what was left out; True is a word of its own."""
-    parts = [
-        part
-        for name, value in given.items()
-        if value is not None and value is not False
-        for part in ((name,) if value is True else (name, str(value)))
-        if part
-    ]
-    return shlex.join(["consilium-sim", command, *parts])
+def command_line(kind: str, given: Given) -> str:
+    """The command as it was given, without what was left out."""
+    options: Mapping[str, Path | int | None] = {
+        "--data": given.data,
+        "--masks": given.masks,
+        "--out": given.out,
+        "--resume": given.resume,
+        "--workers": given.workers,
+    }
+    parts = ["consilium-sim", kind, *([] if given.file is None else [str(given.file)])]
+    for name, value in options.items():
+        parts += [] if value is None else [name, str(value)]
+    return shlex.join([*parts, *(["--skip-bad"] if given.skip_bad else [])])

@@ -4,14 +4,11 @@ The same folder may be asked more later (other rows, more seeds): what is done s
 long as the images, the hospitals and the tests are the same.
 """
 
-import fcntl
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from common.checkpoint import read_json, write_json
@@ -19,7 +16,7 @@ from common.errors import InputError, Problem
 from common.plan import Plan
 from simulations.experiment import Request
 from simulations.prepare import PREPARED, Prepared, load_prepared, prepare
-from simulations.runtime import terminable
+from simulations.runtime import hold, terminable
 
 STUDY, LOCK = "study.json", ".study.lock"
 
@@ -96,12 +93,7 @@ def at_work(folder: Path) -> Iterator[None]:
         problem = Problem(str(folder), "", found, "a writable folder", "Choose another --out.")
         raise InputError(problem) from None
     with lock as file, terminable():
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            found, allowed = "another process at work in it", "one process per study"
-            problem = Problem(str(folder), "", found, allowed, "Wait for it, or stop it first.")
-            raise InputError(problem) from None
+        hold(file, folder, "one process per study")
         yield
 
 
@@ -111,14 +103,3 @@ def prepare_study(plan: Plan, folder: Path, request: Request, console: Console) 
     if done is not None:
         return done
     return prepare(plan, folder, request.data, request.masks, request.skip_bad, console)
-
-
-def side_by_side(plan: Plan) -> int:
-    """How many trainings run at a time unless `--workers` says: one per core, or what a GPU holds.
-
-    The trainings share one GPU, so there `simulation.gpus_per_site` counts, as it does for the
-    baselines of an experiment: 0.25 is four at a time; 0, not said, is one.
-    """
-    if torch.cuda.is_available():
-        return max(1, int(1 / (plan.simulation.gpus_per_site or 1.0)))
-    return len(os.sched_getaffinity(0))

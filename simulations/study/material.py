@@ -18,6 +18,7 @@ from client.settings import open_site_folder
 from common.errors import Problem
 from common.findings import FINDINGS
 from common.sections import Section
+from simulations.baselines import annotated_rows
 from simulations.prepare import MASK_HOSPITAL, Prepared
 from simulations.study.cells import SiteRows, TestSet
 
@@ -68,9 +69,7 @@ def load_material(prepared: Prepared) -> Material:
     for name in prepared.sites:
         folder = open_site_folder(prepared.folder(name))
         annotates[name] = folder.settings.annotates
-        taught = {finding: finding in annotates[name] for finding in FINDINGS}
-        own = folder.rows()[["image", "split", "labelled"]]
-        parts.append(own.assign(site=name, **taught))
+        parts.append(annotated_rows(folder).assign(site=name))
     rows = pd.concat(parts, ignore_index=True).merge(facts, on="image", validate="1:1")
     rows["masked"] = rows.pop("mask_row") >= 0
     rows["labelled"] &= rows[list(FINDINGS)].any(axis=1)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from common.checkpoint import write_bytes, write_json
 from server import words
+from server.page import render_page
 from simulations.study.ablation import plots
 from simulations.study.ablation.questions import QUESTIONS
 from simulations.study.ablation.run import HOME
@@ -24,9 +25,9 @@ from simulations.study.ablation.words import (
     summary,
     verdict,
 )
-from simulations.study.page import render_page
 
 RESULT, PAGE = "ablation.json", "ablation.html"
+TEMPLATE = Path(__file__).parents[1] / "templates" / "ablation.html.j2"
 NAMES = {"auroc": "Findings (mean AUROC)", "dice": "Lungs (Dice)"}
 
 Result = Mapping[str, Any]
@@ -57,7 +58,7 @@ def render_ablation(result: Result) -> str:
         "limits": limits(result),
         "identity": _identity(result),
     }
-    return render_page("ablation.html.j2", context)
+    return render_page(TEMPLATE, context)
 
 
 def _questions(comparisons: Sequence[Line]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from client.batches import to_model_format
+from client.batches import mixed_precision, to_model_format
 from common.findings import FINDINGS
 from common.model import MultitaskModel, build_model
 from common.plan import Plan
@@ -144,7 +144,7 @@ def _megabytes(network: nn.Module) -> float:
 @torch.no_grad()
 def _answer(networks: Sequence[nn.Module], images: Tensor) -> None:
     """One pass of every network, with the number formats that `client.evaluate` uses."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+    with mixed_precision(images.device):
         for network in networks:
             network(images)
 

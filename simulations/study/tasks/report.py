@@ -14,14 +14,15 @@ from rich.console import Console
 from common.checkpoint import write_bytes, write_json
 from common.findings import FINDINGS
 from server import words
+from server.page import figure_source, render_page
 from server.plots import COLOURS, GREY, calm
 from server.summary import Estimate
-from simulations.study.page import figure_source, render_page
 from simulations.study.tasks import words as task_words
 from simulations.study.tasks.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
 from simulations.study.tasks.run import MIN_POSITIVES
 
 RESULT, PAGE = "tasks.json", "tasks.html"
+TEMPLATE = Path(__file__).parents[1] / "templates" / "tasks.html.j2"
 VS_SINGLE = f"{MULTITASK}_vs_{SINGLE}"
 
 Result = Mapping[str, Any]
@@ -70,7 +71,7 @@ def render_tasks(result: Result) -> str:
         "limits": task_words.limits(result),
         "identity": _identity(result),
     }
-    return render_page("tasks.html.j2", context)
+    return render_page(TEMPLATE, context)
 
 
 def _identity(result: Result) -> list[tuple[str, str]]:

@@ -90,7 +90,7 @@ def task_cells(plan: Plan, sites: Mapping[str, SiteRows], data: SiteData) -> lis
     teaches the findings, or nothing the lungs.
     """
     train = data.rows("train")
-    annotated = np.atleast_1d(data.known[train].any(axis=0))
+    annotated = data.annotated("train")
     if not annotated.any() or not (data.mask_row[train] >= 0).any():
         what = "a lung mask" if annotated.any() else "an annotated finding"
         found, allowed = f"no training image with {what}", "labels and masks to learn from"

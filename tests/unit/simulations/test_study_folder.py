@@ -12,17 +12,17 @@ from typer.testing import CliRunner
 from common.checkpoint import write_json
 from common.errors import InputError
 from common.plan import Plan
+from simulations.baselines import side_by_side
 from simulations.cli import app
 from simulations.experiment import Request
 from simulations.prepare import PREPARED
-from simulations.study.cli import command_line
+from simulations.study.cli import Given, command_line
 from simulations.study.folder import (
     LOCK,
     STUDY,
     at_work,
     open_study,
     reopen_study,
-    side_by_side,
 )
 from tests.unit.client.sites import small_plan
 from tests.unit.simulations.study_world import study_plan
@@ -123,15 +123,20 @@ def test_workers_are_as_many_as_the_cores_or_the_share_of_a_gpu_allow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert side_by_side(small_plan()) == len(os.sched_getaffinity(0))
+    assert side_by_side(small_plan(), 1) == len(os.sched_getaffinity(0))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for share, count in ((0.0, 1), (0.25, 4), (0.4, 2), (2.0, 1)):
-        assert side_by_side(small_plan(simulation={"gpus_per_site": share})) == count
+        assert side_by_side(small_plan(simulation={"gpus_per_site": share}), 1) == count
+
+
+def given(**options: object) -> Given:
+    nothing = dict.fromkeys(("file", "data", "masks", "out", "resume", "workers"))
+    return Given(**(nothing | {"skip_bad": False, "as_json": False} | options))
 
 
 def test_the_command_is_kept_as_it_was_given() -> None:
-    given = {"": Path("a b.yaml"), "--data": None, "--out": Path("o"), "--workers": 1}
-    assert command_line("tasks", given) == "consilium-sim tasks 'a b.yaml' --out o --workers 1"
-    resumed = {"": None, "--resume": Path("o"), "--workers": None, "--skip-bad": True}
+    new = given(file=Path("a b.yaml"), out=Path("o"), workers=1)
+    assert command_line("tasks", new) == "consilium-sim tasks 'a b.yaml' --out o --workers 1"
+    resumed = given(resume=Path("o"), skip_bad=True)
     assert command_line("ablate", resumed) == "consilium-sim ablate --resume o --skip-bad"
-    assert command_line("ablate", {"--skip-bad": False}) == "consilium-sim ablate"
+    assert command_line("ablate", given()) == "consilium-sim ablate"
