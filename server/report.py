@@ -10,11 +10,12 @@ from typing import Any
 
 from common.checkpoint import write_bytes
 from common.metrics import macro
+from common.page import render_page, svg_source
 from server import tables, words
-from server.page import TEMPLATES, render_page, svg_source
 from server.plots import ForestRow, forest, learning_curve
 from server.summary import Estimate, Lungs, Round, Scores, Summary, read_rounds, read_summary
 
+TEMPLATES = Path(__file__).parent / "templates"
 REPORT = "report.html"
 CURVES = {"val_macro_auroc": "Findings: mean AUROC", "val_dice": "Lungs: Dice"}
 

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from server.page import figure_source
-from server.plots import COLOURS, GREY, INK, MARKERS, calm
+from common.figures import COLOURS, GREY, INK, MARKERS, calm
+from common.page import figure_source
 
 Line = Mapping[str, Any]
 MEASURES = {"auroc": "mean AUROC", "dice": "Dice of the lungs"}

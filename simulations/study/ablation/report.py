@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.checkpoint import write_bytes, write_json
+from common.page import render_page
 from server import words
-from server.page import render_page
 from simulations.study.ablation import plots
 from simulations.study.ablation.questions import QUESTIONS
 from simulations.study.ablation.run import HOME

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from common.checkpoint import write_bytes, write_json
+from common.figures import COLOURS, GREY, calm
 from common.findings import FINDINGS
+from common.page import figure_source, render_page
 from server import words
-from server.page import figure_source, render_page
-from server.plots import COLOURS, GREY, calm
 from server.summary import Estimate
 from simulations.study.tasks import words as task_words
 from simulations.study.tasks.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE

@@ -11,13 +11,13 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from server.plots import svg
+from common.figures import svg
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(template: Path, context: Mapping[str, Any]) -> str:
-    """A page as text. The template finds server/templates/style.css beside its own folder."""
+    """A page as text. The template finds style.css beside its own folder."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,
