@@ -6,6 +6,7 @@ the site's own log. Knows nothing of Flower.
 
 import logging
 import re
+import time
 import traceback
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,12 +15,12 @@ from pathlib import Path
 from client.guard import check_leaving, check_metrics
 from client.site import Site
 from common.checkpoint import array_sha256, read_arrays, write_arrays
-from common.errors import ConsiliumError, InputError, Problem
+from common.errors import ConsiliumError, InputError, Problem, RefusedError
 from common.model import build_model
 from common.parameters import Flat, Layout, shared_layout
 from common.plan import Plan, plan_from_json
 from common.update import Broadcast
-from common.wire import Parcel, pack_update, unpack_broadcast
+from common.wire import Parcel, Scalar, pack_update, unpack_broadcast
 
 Handler = Callable[[Site, Parcel], Parcel]
 
@@ -37,11 +38,14 @@ def answer(action: str, parcel: Parcel, folder: Path) -> Parcel:
 
     Never raises: an error becomes its code, and its text goes to reports/site.log.
     """
-    name = folder.name
+    name, started, slot = folder.name, time.monotonic(), None
     try:
         site = open_once(folder)
-        name = site.name
+        name, slot = site.name, site.folder.settings.policy.reply_slot
         return _HANDLERS[action](site, parcel)
+    except RefusedError as error:
+        _log(folder, f"{action}: {error.code}: {error}")
+        return _refusal(name, error.code, error.fits if _discloses(folder) else None)
     except BaseMissingError as error:
         return _refusal(name, error.code)
     except ConsiliumError as error:
@@ -50,6 +54,14 @@ def answer(action: str, parcel: Parcel, folder: Path) -> Parcel:
     except Exception:
         _log(folder, f"{action}: internal error\n{traceback.format_exc()}")
         return _refusal(name, "internal")
+    finally:
+        if slot is not None and action != "hello":
+            # How long the work took tells of the data: every answer leaves at a full slot.
+            time.sleep(slot - (time.monotonic() - started) % slot)
+
+
+def _discloses(folder: Path) -> bool:
+    return folder in _sites and _sites[folder].folder.settings.policy.disclose_spend
 
 
 def open_once(folder: Path) -> Site:
@@ -85,14 +97,18 @@ def _train(site: Site, parcel: Parcel) -> Parcel:
     broadcast, plan, shared = _received(site, parcel)
     update = site.train(plan, broadcast.round, shared)
     check_leaving(update, plan, broadcast.round, site.name, _layout(broadcast.plan_json))
-    return pack_update(update, plan.federation.wire)
+    leaving = pack_update(update, plan.federation.wire)
+    site.gate.sent("train", plan, broadcast.round, leaving)
+    return leaving
 
 
 def _finish(site: Site, parcel: Parcel) -> Parcel:
     broadcast, plan, shared = _received(site, parcel)
     metrics = site.finish(plan, broadcast.round, shared).metrics
-    check_metrics(metrics)
-    return Parcel({}, {"site": site.name}, metrics)
+    check_metrics(metrics, plan)
+    leaving = Parcel({}, {"site": site.name}, metrics)
+    site.gate.sent("finish", plan, broadcast.round, leaving)
+    return leaving
 
 
 _HANDLERS: dict[str, Handler] = {"hello": _hello, "train": _train, "finish": _finish}
@@ -141,8 +157,10 @@ def _layout(plan_json: str) -> Layout:
     return shared_layout(build_model(bare), plan.heads)
 
 
-def _refusal(site: str, code: str) -> Parcel:
-    return Parcel({}, {"site": site, "error": code}, {})
+def _refusal(site: str, code: str, fits: int | None = None) -> Parcel:
+    """fits: training steps that the budget still allows, if the site tells."""
+    more: dict[str, Scalar] = {} if fits is None else {"fits": fits}
+    return Parcel({}, {"site": site, "error": code, **more}, {})
 
 
 def _log(folder: Path, text: str) -> None:

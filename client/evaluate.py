@@ -132,13 +132,24 @@ def true_findings(data: SiteData, rows: Rows) -> npt.NDArray[np.int8]:
     return np.where(data.known[rows], data.targets[rows].astype(np.int8), np.int8(-1))
 
 
-def score(predictions: Predictions, targets: npt.NDArray[np.int8], prefix: str) -> Scores:
-    """Macro AUROC and mean Dice, named `{prefix}_macro_auroc` and `{prefix}_dice`."""
-    values = [auroc(targets[:, i], predictions.logits[:, i]) for i in range(targets.shape[1])]
+def score(
+    predictions: Predictions, targets: npt.NDArray[np.int8], prefix: str, min_cell: int = 1
+) -> Scores:
+    """Macro AUROC and mean Dice, named `{prefix}_macro_auroc` and `{prefix}_dice`.
+
+    min_cell: a finding with fewer positives or negatives does not count, nor do fewer masks.
+    """
+    large = [i for i in range(targets.shape[1]) if _smallest_cell(targets[:, i]) >= min_cell]
+    values = [auroc(targets[:, i], predictions.logits[:, i]) for i in large]
     metrics: dict[str, float] = {}
     mean_auroc = macro(values)
     if mean_auroc is not None:
         metrics[f"{prefix}_macro_auroc"] = mean_auroc
-    if len(predictions.dice):
+    if len(predictions.dice) >= min_cell:
         metrics[f"{prefix}_dice"] = float(predictions.dice.mean())
     return Scores(metrics)
+
+
+def _smallest_cell(targets: npt.NDArray[np.int8]) -> int:
+    """The number of positives or of negatives in (N,), whichever is smaller."""
+    return min(int((targets == 1).sum()), int((targets == 0).sum()))

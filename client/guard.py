@@ -13,8 +13,8 @@ from common.errors import RefusedError
 from common.findings import FINDINGS
 from common.parameters import LUNGS, Layout
 from common.plan import Plan
-from common.update import Update
-from common.wire import METRIC_NAME
+from common.update import Spent, Update
+from common.wire import METRIC_NAME, NOISED
 
 
 def check_leaving(update: Update, plan: Plan, number: int, site: str, layout: Layout) -> None:
@@ -41,13 +41,30 @@ def check_leaving(update: Update, plan: Plan, number: int, site: str, layout: La
         raise RefusedError("the training time is not a number")
     if any(name not in FINDINGS and name != LUNGS for name in update.covers):
         raise RefusedError("the update covers something that is no finding")
-    check_metrics(update.metrics)
+    if not (update.spent is None or type(update.spent) is Spent):
+        raise RefusedError("what is told of the budget is not what may be told")
+    if plan.privacy.mode != "off":
+        _check_private(update, plan)
+    check_metrics(update.metrics, plan)
 
 
-def check_metrics(metrics: Mapping[str, float]) -> None:
-    """Raise RefusedError unless every metric has an allowed name and is a finite float."""
+def _check_private(update: Update, plan: Plan) -> None:
+    """What is allowed from plans without privacy, and would tell of the data under one."""
+    if update.seconds != 0.0:
+        raise RefusedError("how long private training took may not leave the site")
+    if plan.federation.weighting not in ("declared", "equal"):
+        raise RefusedError("a weight that counts images may not leave the site")
+
+
+def check_metrics(metrics: Mapping[str, float], plan: Plan) -> None:
+    """Raise RefusedError unless every metric has an allowed name and is a finite float.
+
+    Of a private plan only noised ones may leave.
+    """
     for name, value in metrics.items():
         if not METRIC_NAME.fullmatch(name):
             raise RefusedError(f"metric {name!r} may not leave the site")
+        if plan.privacy.mode != "off" and not name.startswith(NOISED):
+            raise RefusedError(f"metric {name} of a private plan is not noised")
         if not isinstance(value, float) or not math.isfinite(value):
             raise RefusedError(f"metric {name} is {value!r}, not a finite number")

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from client.policy import Policy
 from common.errors import DataError, Problem
 from common.findings import FINDINGS
 
@@ -23,7 +25,18 @@ class SiteSettings(BaseModel):
     cache: Path
     rows: Path = Path("rows.parquet")
     annotates: tuple[str, ...] = FINDINGS
+    outlines_lungs: bool = Field(True, description="the site has lung masks: a public word")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    nominal_units: int | None = Field(
+        None, ge=1, description="about how many training patients (or images): a public word"
+    )
+    engine: Literal["auto", "loop", "opacus", "vmap"] = Field(
+        "auto", description="how gradients per unit are worked out; auto: by device"
+    )
+    physical_batch: int = Field(32, ge=1, description="images in memory at once, private training")
+    ledger: Path = Path("ledger.sqlite")
+    policy: Policy = Policy()
+    simulated: bool = Field(False, description="a what-if hospital: its ledger protects nobody")
 
     @field_validator("annotates")
     @classmethod

@@ -4,36 +4,31 @@ Simulation and deployment use the same class on the same kind of folder; only th
 that carries `shared` in and the `Update` out is different.
 """
 
-import os
-import re
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
 
 from client.batches import SiteData, load_site_data
 from client.cache import open_cache
 from client.evaluate import Heads, Scores, predict, score, true_findings
 from client.finish import fit_findings_head
-from client.optimizer import make_optimizer, optimizer_arrays, restore_optimizer
+from client.gate import Gate
+from client.optimizer import make_optimizer
+from client.privacy.budget import Asked, declared_units
+from client.resident import Resident, all_parameters
 from client.settings import SiteFolder, open_site_folder
+from client.states import States, note_locally
 from client.train import train_round
 from client.unlabelled import unlabelled_rows
-from common.checkpoint import read_arrays, write_arrays
+from common.checkpoint import array_sha256, write_arrays
 from common.errors import CacheError, Problem
 from common.findings import FINDINGS
-from common.model import MultitaskModel, build_model
-from common.parameters import LUNGS, Flat, Layout, flatten, load_flat, shared_layout
+from common.model import MultitaskModel
+from common.parameters import LUNGS, Flat, flatten, load_flat
 from common.plan import Plan
 from common.update import SCHEMA, Update
-
-Arrays = dict[str, npt.NDArray[Any]]
-
-STATES_KEPT = 2  # the last finished round, and the one before it in case that is replayed
 
 
 def pick_device(setting: str) -> torch.device:
@@ -51,7 +46,8 @@ class Site:
         self.data = data
         self.device = device
         self.image_size = size
-        self._resident: _Resident | None = None
+        self.gate = Gate(folder, data)
+        self._resident: Resident | None = None
 
     @classmethod
     def open(cls, path: Path) -> "Site":
@@ -78,57 +74,123 @@ class Site:
         """Train one round from the received shared parameters, (P,) float32.
 
         Local heads and optimizer go on from the site's last round before this one, so a round
-        that is asked for twice gives the same update twice. Raises LayoutError for a vector of
+        that is asked for twice gives the same update twice; a private one is not trained again,
+        but sent again, for its noise was paid for once. The ledger is charged before the first
+        step. Raises RefusedError when policy or budget say no, LayoutError for a vector of
         another layout, CacheError for another image size, DivergedError for a lost loss.
         """
         started = time.monotonic()
+        asked = self.gate.admit(plan, round_number)
         resident = self._prepare(plan)
-        optimizer = make_optimizer(resident.model, plan.training)
-        self._restore(resident, optimizer, plan, before=round_number)
-        load_flat(resident.model, resident.layout, shared)
-        report = train_round(
-            resident.model, resident.forward, optimizer, self.data, plan, round_number, self.name
-        )
-        trained = flatten(resident.model, resident.layout)
-        metrics = {"train_loss": report.loss}
-        if round_number % plan.evaluation.every == 0:
-            metrics |= self._scores(resident, "val").metrics
-        self._save(resident, optimizer, plan, round_number)
+        load_flat(resident.model, resident.layout, shared)  # a wrong length costs no budget
+        states = States(self.folder.state, plan)
+        paid = None if asked is None else states.sent(round_number, array_sha256(shared))
+        if paid is None:
+            self.gate.reserve(plan, round_number, asked)
+            metrics = self._train(plan, round_number, shared, asked)
+            delta = flatten(resident.model, resident.layout) - shared
+            if asked is not None:
+                states.keep_sent(round_number, array_sha256(shared), delta)
+        else:
+            delta, metrics = paid, {}
         return Update(
             schema=SCHEMA,
             plan_sha256=plan.sha256,
             round=round_number,
             site=self.name,
             layout_sha256=resident.layout.sha256,
-            delta=trained - shared,
+            delta=delta,
             weight=self._weight(plan),
-            covers=self.covers,
+            covers=self.covers if asked is None else self.declares,
             metrics=metrics,
-            seconds=time.monotonic() - started,
+            # How long private training took would tell how many patients were drawn.
+            seconds=0.0 if asked is not None else time.monotonic() - started,
+            spent=self.gate.spent(asked),
         )
 
-    def evaluate(self, plan: Plan, round_number: int, shared: Flat) -> Scores:
-        """Score the shared parameters with the site's own heads on its validation rows."""
-        resident = self._prepare(plan)
-        self._restore(resident, None, plan, before=round_number + 1)
+    def _train(
+        self, plan: Plan, round_number: int, shared: Flat, asked: Asked | None
+    ) -> dict[str, float]:
+        """Train the resident model, keep heads and optimizer; return the metrics that may leave."""
+        resident, states = self._prepare(plan), States(self.folder.state, plan)
+        optimizer = make_optimizer(resident.model, plan.training)
+        states.restore(resident, optimizer, before=round_number)
         load_flat(resident.model, resident.layout, shared)
-        return self._scores(resident, "val")
+        metrics: dict[str, float] = {}
+        if asked is None:
+            report = train_round(
+                resident.model,
+                resident.forward,
+                optimizer,
+                self.data,
+                plan,
+                round_number,
+                self.name,
+            )
+            metrics["train_loss"] = report.loss
+        else:
+            from client.privacy.training import train_private_round  # Opacus is slow to load
+
+            train_private_round(
+                resident.model,
+                optimizer,
+                self.data,
+                plan,
+                self.folder.settings,
+                asked,
+                round_number,
+            )
+        states.save(resident, optimizer, round_number)
+        if round_number % plan.evaluation.every == 0:
+            metrics |= self._scores(resident, plan, round_number).metrics
+        return self.gate.leaving(plan, round_number, metrics, resident.model, self.data)
+
+    def evaluate(self, plan: Plan, round_number: int, shared: Flat) -> Scores:
+        """Score the shared parameters with the site's own heads on its validation rows.
+
+        For the site itself: these scores are not noised.
+        """
+        return self._scores(self._as_of(plan, round_number, shared), plan, round_number)
 
     def finish(self, plan: Plan, round_number: int, shared: Flat) -> Scores:
         """After the last round: fit the findings head to the final encoder and keep it.
 
-        Nothing is sent but the validation scores. The model lies in `final_model(plan)`.
+        The model lies in `final_model(plan)`. In a private plan that one holds the heads as they
+        were trained, with noise; heads fitted without noise lie in `serving_model(plan)`, are for
+        use inside the site only, and no training reads them. Nothing leaves but the scores that
+        the policy allows. Raises RefusedError when policy or budget say no.
         """
-        resident = self._prepare(plan)
-        self._restore(resident, None, plan, before=round_number + 1)
-        load_flat(resident.model, resident.layout, shared)
-        fit_findings_head(resident.model, self.data, plan, round_number, self.name)
-        write_arrays(self.final_model(plan), _parameters(resident.model, ""))
-        return self._scores(resident, "val")
+        asked = self.gate.admit(plan, round_number)
+        resident = self._as_of(plan, round_number, shared)
+        private, fits = asked is not None, plan.training.head_epochs > 0
+        if private:
+            write_arrays(self.final_model(plan), all_parameters(resident.model))
+        if fits:
+            fit_findings_head(resident.model, self.data, plan, round_number, self.name)
+        if not private:
+            write_arrays(self.final_model(plan), all_parameters(resident.model))
+        elif fits:
+            self.gate.serving(plan, round_number)
+            write_arrays(self.serving_model(plan), all_parameters(resident.model))
+        metrics = self._scores(resident, plan, round_number).metrics
+        return Scores(self.gate.leaving(plan, None, metrics, resident.model, self.data))
 
     def final_model(self, plan: Plan) -> Path:
         """Where `finish` puts the site's personal model: all its parameters by name."""
-        return self._states(plan) / "final.safetensors"
+        return States(self.folder.state, plan).folder / "final.safetensors"
+
+    def serving_model(self, plan: Plan) -> Path:
+        """Where `finish` puts a private plan's model with heads fitted without noise.
+
+        Its heads are protected by one thing only: they never leave the site.
+        """
+        return States(self.folder.state, plan).folder / "serving.safetensors"
+
+    @property
+    def declares(self) -> tuple[str, ...]:
+        """What the site says that it annotates, in `site.yaml`: it tells nothing of its rows."""
+        settings = self.folder.settings
+        return (*settings.annotates, *((LUNGS,) if settings.outlines_lungs else ()))
 
     def heads(self, model: MultitaskModel) -> Heads:
         """The model's heads as this site's: they speak on what the site could teach them."""
@@ -138,115 +200,43 @@ class Site:
         bridge = model.findings if lungs is not None and lungs.bridged else None
         return Heads(model.findings if findings else None, lungs, findings, bridge)
 
-    def _scores(self, resident: "_Resident", split: str) -> Scores:
-        rows = self.data.supervised(split, resident.tasks)
+    def _as_of(self, plan: Plan, round_number: int, shared: Flat) -> Resident:
+        """The resident model with the site's heads after a round, and these shared parameters."""
+        resident = self._prepare(plan)
+        States(self.folder.state, plan).restore(resident, None, before=round_number + 1)
+        load_flat(resident.model, resident.layout, shared)
+        return resident
+
+    def _scores(self, resident: Resident, plan: Plan, round_number: int) -> Scores:
+        """On the validation rows, without what is counted on too few of them.
+
+        All of it goes into the site's own notes.
+        """
+        rows = self.data.supervised("val", plan.tasks)
         heads = self.heads(resident.model)
         [own], _ = predict(resident.model, [heads], self.data, rows)
-        return score(own, true_findings(self.data, rows), split)
+        truth, least = true_findings(self.data, rows), self.folder.settings.policy.min_cell
+        note_locally(self.folder.reports, plan, round_number, score(own, truth, "val").metrics)
+        return score(own, truth, "val", least)
 
     def _weight(self, plan: Plan) -> float:
-        if plan.federation.weighting == "equal":
+        weighting = plan.federation.weighting
+        if weighting == "equal":
             return 1.0
-        if plan.federation.weighting == "size":
+        if weighting == "declared":
+            return float(declared_units(self.folder.settings, plan))
+        if weighting == "size":
             return float(len(self.data.rows("train")))
         labelled = self.data.supervised("train", plan.tasks)
         silent = np.setdiff1d(unlabelled_rows(self.data, plan), labelled)
         return float(max(1, len(labelled) + round(plan.semi_supervision.vote * len(silent))))
 
-    def _prepare(self, plan: Plan) -> "_Resident":
+    def _prepare(self, plan: Plan) -> Resident:
         if plan.model.image_size != self.image_size:
             found = f"images of {self.image_size} px"
             allowed = f"{plan.model.image_size} px, as the plan asks"
             cache = str(self.folder.cache)
             raise CacheError(Problem(cache, "", found, allowed, "Build a cache of that size."))
         if self._resident is None or self._resident.plan_sha256 != plan.sha256:
-            self._resident = _Resident(plan, self.device)
+            self._resident = Resident(plan, self.device)
         return self._resident
-
-    def _states(self, plan: Plan) -> Path:
-        return self.folder.state / plan.sha256[:16]
-
-    def _save(
-        self,
-        resident: "_Resident",
-        optimizer: torch.optim.Optimizer,
-        plan: Plan,
-        round_number: int,
-    ) -> None:
-        arrays = {f"head/{k}": v for k, v in resident.local_parameters().items()}
-        moments = optimizer_arrays(resident.model, optimizer)
-        arrays |= {f"optimizer/{k}": v for k, v in moments.items()}
-        write_arrays(self._states(plan) / f"round-{round_number:05d}.safetensors", arrays)
-        for other in _rounds_on_disk(self._states(plan)):
-            # Later ones are of an earlier run of this plan, or of rounds that are done again.
-            if not round_number - STATES_KEPT < other <= round_number:
-                (self._states(plan) / f"round-{other:05d}.safetensors").unlink()
-
-    def _restore(
-        self,
-        resident: "_Resident",
-        optimizer: torch.optim.Optimizer | None,
-        plan: Plan,
-        before: int,
-    ) -> None:
-        """Heads and optimizer as they were after the last round before `before`."""
-        rounds = [r for r in _rounds_on_disk(self._states(plan)) if r < before]
-        arrays: Arrays = {}
-        if rounds:
-            arrays = read_arrays(self._states(plan) / f"round-{max(rounds):05d}.safetensors")
-        resident.set_local_parameters(_below("head/", arrays))
-        if optimizer is not None:
-            restore_optimizer(resident.model, optimizer, _below("optimizer/", arrays))
-
-
-class _Resident:
-    """One plan's model, built once and kept on the device between rounds."""
-
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        if plan.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(plan.deterministic)
-        self.plan_sha256, self.tasks = plan.sha256, plan.tasks
-        self.model = build_model(plan, pretrained=False).to(device)
-        if device.type == "cuda":
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward: nn.Module = (
-            torch.compile(self.model) if plan.training.compile else self.model  # type: ignore[assignment]
-        )
-        self.layout: Layout = shared_layout(self.model, plan.heads)
-        self._fresh = self.local_parameters()
-
-    def local_parameters(self) -> Arrays:
-        """Parameters that do not travel: the local heads."""
-        shared = set(self.layout.names)
-        return {k: v for k, v in _parameters(self.model, "").items() if k not in shared}
-
-    def set_local_parameters(self, arrays: Arrays) -> None:
-        """Put local heads in place; those not given go back to the plan's initial ones."""
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name in self._fresh:
-                    parameter.copy_(torch.from_numpy(arrays.get(name, self._fresh[name]).copy()))
-
-
-def load_parameters(model: nn.Module, arrays: Arrays) -> None:
-    """Copy named arrays, such as those of `Site.final_model`, into a model, in place."""
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
-    model.load_state_dict(tensors, strict=False)
-
-
-def _parameters(model: nn.Module, prefix: str) -> Arrays:
-    return {
-        name: parameter.detach().cpu().numpy().copy()
-        for name, parameter in model.named_parameters()
-        if name.startswith(prefix)
-    }
-
-
-def _below(prefix: str, arrays: Arrays) -> Arrays:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def _rounds_on_disk(folder: Path) -> list[int]:
-    found = (re.fullmatch(r"round-(\d+)\.safetensors", path.name) for path in folder.glob("*"))
-    return [int(match[1]) for match in found if match]

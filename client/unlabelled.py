@@ -26,7 +26,7 @@ from client.evaluate import Heads, predict, true_findings
 from client.teacher import Asked, Teacher, Thresholds, choose_thresholds
 from client.views import make_views
 from common.findings import FINDINGS
-from common.losses import consistency_losses
+from common.losses import Targets, consistency_losses
 from common.model import MultitaskModel
 from common.plan import Plan
 
@@ -44,13 +44,16 @@ class Followed:
 
 def followed(data: SiteData, plan: Plan) -> Followed:
     """What a teacher at this site can be right about under this plan."""
+    return may_follow(plan, data.annotated("train"), len(data.outlined("train", plan.tasks)) > 0)
+
+
+def may_follow(plan: Plan, annotated: npt.NDArray[np.bool_], outlined: bool) -> Followed:
+    """What a teacher can be right about whose site annotates findings (14,) bool, and lungs."""
     semi, tasks, shared = plan.semi_supervision, plan.tasks, plan.heads == "shared"
-    taught = data.annotated("train") | shared
-    outlined = shared or len(data.outlined("train", tasks)) > 0
     on = semi.mode != "off"
     return Followed(
-        taught & (on and tasks.findings and semi.findings_weight > 0),
-        bool(on and tasks.lungs and semi.lungs_weight > 0 and outlined),
+        (annotated | shared) & (on and tasks.findings and semi.findings_weight > 0),
+        bool(on and tasks.lungs and semi.lungs_weight > 0 and (outlined or shared)),
     )
 
 
@@ -61,8 +64,13 @@ def unlabelled_rows(data: SiteData, plan: Plan) -> Rows:
 
 def _open_rows(data: SiteData, what: Followed) -> Rows:
     rows = data.rows("train")
+    return rows[lacks(data, rows, what)]
+
+
+def lacks(data: SiteData, rows: Rows, what: Followed) -> npt.NDArray[np.bool_]:
+    """Whether something is left to follow on each of rows (R,): (R,) bool."""
     silent = (~data.known[rows] & what.findings).any(axis=1)
-    return rows[silent | ((data.mask_row[rows] < 0) & what.lungs)]
+    return np.asarray(silent | ((data.mask_row[rows] < 0) & what.lungs))
 
 
 def strength(plan: Plan, rounds_done: float) -> float:
@@ -79,8 +87,20 @@ def strength(plan: Plan, rounds_done: float) -> float:
     return math.exp(-5 * (1 - t) ** 2)
 
 
-class Unlabelled:
-    """One round's unlabelled stream and its teacher."""
+@dataclass(frozen=True)
+class Lesson:
+    """Strong views (B, 1, S, S), what the teacher says about them, and what crosses the bridge.
+
+    planes: (M, 2, S, S) of the rows `targets.lung_rows`, or None without a bridge.
+    """
+
+    strong: Tensor
+    targets: Targets
+    planes: Tensor | None
+
+
+class Follower:
+    """A teacher, and what the student is told by it about rows that lack something."""
 
     def __init__(
         self,
@@ -88,40 +108,23 @@ class Unlabelled:
         data: SiteData,
         plan: Plan,
         what: Followed,
-        stream: Stream,
-        teacher: Teacher,
+        thresholds: Thresholds | None,
         seed: int,
     ) -> None:
-        self.stream, self.teacher = stream, teacher
+        """seed: of the views. thresholds: needed by mode fixmatch only."""
+        self.teacher = Teacher(student, plan.semi_supervision, thresholds)
         self._student, self._data, self._plan, self._what = student, data, plan, what
-        self._units = stream.draw(seed)
-        self._generator = torch.Generator().manual_seed(seed + 1)
+        self._generator = torch.Generator().manual_seed(seed)
 
-    def leads(self, rounds_done: float) -> bool:
-        """Whether a site without any annotation may take part after so many rounds.
-
-        Only after the ramp: an adaptive optimizer makes its steps as long for a small loss as
-        for a large one, so weighing the term down would not hold such a site back.
-        """
-        return strength(self._plan, rounds_done) == 1.0
-
-    def loss(self, forward: nn.Module, rounds_done: float) -> tuple[Tensor, int]:
-        """The weighted mean over this step's units, a scalar, and how many images it took."""
-        weight, device = strength(self._plan, rounds_done), self._data.images.device
-        units = next(self._units)
-        if weight == 0.0:
-            return torch.zeros((), device=device), 0
-        rows, unit = unit_rows(units)
+    def lesson(self, rows: Rows, unit: Rows, units: int) -> Lesson:
+        """About rows (B,) int64, which belong to units (B,) int64 in [0, units)."""
         semi = self._plan.semi_supervision
         views = make_views(self._data.pictures(rows), semi, self._generator)
-        asked = self._asked(rows, unit, len(units))
+        asked = self._asked(rows, unit, units)
         strong = to_model_format(views.strong)
         planes = self._student.planes(strong[asked.lung_rows])
-        with mixed_precision(device):
-            targets = self.teacher.targets(views, asked)
-            outputs = forward(strong, asked.lung_rows, planes)
-        losses = consistency_losses(outputs, targets, semi.findings_weight, semi.lungs_weight)
-        return weight * losses.mean(), len(rows)
+        with mixed_precision(strong.device):
+            return Lesson(strong, self.teacher.targets(views, asked), planes)
 
     def _asked(self, rows: Rows, unit: Rows, units: int) -> Asked:
         data, device = self._data, self._data.images.device
@@ -132,6 +135,39 @@ class Unlabelled:
             torch.from_numpy(unit).to(device),
             units,
         )
+
+
+class Unlabelled:
+    """One round's unlabelled stream and its teacher, in training without privacy."""
+
+    def __init__(self, stream: Stream, follower: Follower, plan: Plan, seed: int) -> None:
+        self.stream, self.teacher = stream, follower.teacher
+        self._follower, self._plan = follower, plan
+        self._units = stream.draw(seed)
+
+    def leads(self, rounds_done: float) -> bool:
+        """Whether a site without any annotation may take part after so many rounds.
+
+        Only after the ramp: an adaptive optimizer makes its steps as long for a small loss as
+        for a large one, so weighing the term down would not hold such a site back.
+        """
+        return strength(self._plan, rounds_done) == 1.0
+
+    def loss(self, forward: nn.Module, rounds_done: float) -> tuple[Tensor | float, int]:
+        """The weighted mean over this step's units, a scalar, and how many images it took."""
+        weight = strength(self._plan, rounds_done)
+        units = next(self._units)
+        if weight == 0.0:
+            return 0.0, 0
+        rows, unit = unit_rows(units)
+        lesson = self._follower.lesson(rows, unit, len(units))
+        semi = self._plan.semi_supervision
+        with mixed_precision(lesson.strong.device):
+            outputs = forward(lesson.strong, lesson.targets.lung_rows, lesson.planes)
+        losses = consistency_losses(
+            outputs, lesson.targets, semi.findings_weight, semi.lungs_weight
+        )
+        return weight * losses.mean(), len(rows)
 
 
 def open_unlabelled(
@@ -154,8 +190,9 @@ def open_unlabelled(
     if len(rows) == 0:
         return None
     stream = Stream(group_units(data, rows, plan.training.unit), semi.batch_size)
-    teacher = Teacher(model, semi, thresholds)
-    return Unlabelled(model, data, plan, what, stream, teacher, seed + _SEED_STEP)
+    own_seed = seed + _SEED_STEP
+    follower = Follower(model, data, plan, what, thresholds, own_seed + 1)
+    return Unlabelled(stream, follower, plan, own_seed)
 
 
 def _thresholds(model: MultitaskModel, data: SiteData, plan: Plan) -> Thresholds:

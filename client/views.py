@@ -6,6 +6,7 @@ on from there and degraded: tone, noise, blur, a blank square. All of it happens
 and nothing is mirrored unless the plan allows it, for that would swap left and right.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ def make_views(images: Tensor, plan: SemiSupervisionPlan, generator: torch.Gener
     theta = affine(count, plan.strong, generator).to(images.device)
     strong = intensity(warp(placed, theta), plan.strong, generator)
     if plan.strong.blur > 0:
-        strong = blur(strong, _uniform(count, plan.strong.blur, generator))
+        strong = blur(strong, _uniform(count, plan.strong.blur, generator), plan.strong.blur)
     if plan.strong.cutout > 0:
         strong = cut_out(strong, plan.strong.cutout, generator)
     return Views(intensity(placed, plan.weak, generator), strong, theta)
@@ -48,15 +49,17 @@ def _uniform(count: int, high: float, generator: torch.Generator) -> Tensor:
     return torch.empty(count).uniform_(0.0, high, generator=generator)
 
 
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
+def blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
     """Gaussian blur of (B, 1, S, S) by each image's own deviation.
 
-    sigma: (B,) as a share of the side. One grouped convolution a direction for the whole batch.
+    sigma: (B,) as a share of the side, at most `largest`. One grouped convolution a direction
+    for the whole batch.
     """
     count, size = images.shape[0], images.shape[-1]
     pixels = sigma.to(images.device) * size
-    # Three deviations hold 99.7 % of a Gaussian. The widest image sets the kernel's length.
-    reach = min(max(1, int(torch.ceil(3 * sigma.max() * size))), size - 1)
+    # Three deviations hold 99.7 % of a Gaussian. The kernel's length is the plan's, not the
+    # batch's: no image may change what becomes of another, or a unit's influence is not its own.
+    reach = min(max(1, math.ceil(3 * largest * size)), size - 1)
     offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (offsets / pixels.clamp_min(1e-3)[:, None]).square())
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images.dtype)

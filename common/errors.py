@@ -103,6 +103,32 @@ class RefusedError(ConsiliumError):
     exit_code = 3
     code = "refused"
 
+    def __init__(self, message: str, code: str = "refused", fits: int | None = None) -> None:
+        """code: the reason, which may leave the site. fits: steps that the budget still allows."""
+        super().__init__(message)
+        self.code, self.fits = code, fits
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with the code and the number, too."""
+        return type(self), (str(self), self.code, self.fits)
+
+
+# The codes of refusals, by which a coordinator tells a "no" from a fault.
+REFUSALS = frozenset(
+    {
+        "budget-spent",
+        "clip-ceiling",
+        "delta",
+        "no-budget",
+        "no-nominal-units",
+        "noise-floor",
+        "non-private",
+        "patients-accounted-elsewhere",
+        "refused",
+        "unit",
+    }
+)
+
 
 class NotEnoughSitesError(ConsiliumError):
     """Fewer sites than the plan's minimum."""

@@ -27,6 +27,8 @@ class Batch:
     images: (B, 1, S, S) float in [0, 1]. targets: (B, 14) float 0/1. known: (B, 14) bool,
     whether the finding is annotated. lung_rows: (M,) int64, rows that have a mask.
     masks: (M, 1, S, S) float 0/1. unit: (B,) int64 in [0, units). units: U.
+    outlined: (M,) bool, which of the masks are really there (None: all): engines for private
+    training may put rows without a mask among `lung_rows`, with one that counts for nothing.
     """
 
     images: Tensor
@@ -36,6 +38,7 @@ class Batch:
     masks: Tensor
     unit: Tensor
     units: int
+    outlined: Tensor | None = None
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Targets:
     open: (B, 14) bool, the findings on which the student should follow: the denominator.
     lung_rows: (M,) int64. lungs: (M, 1, S, S) probabilities in the student's frame.
     pixels: (M, 1, S, S) bool, those that count. unit: (B,) int64 in [0, units). units: U.
+    asked: (M,) bool, on which of `lung_rows` the teacher was asked (None: all).
     """
 
     findings: Tensor
@@ -56,6 +60,7 @@ class Targets:
     pixels: Tensor
     unit: Tensor
     units: int
+    asked: Tensor | None = None
 
 
 def findings_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
@@ -110,7 +115,7 @@ def unit_losses(
         total = total + findings_weight * unit_mean(per_row, labelled, batch.unit, batch.units)
     if outputs.lungs is not None and batch.lung_rows.numel() > 0:
         per_mask = lungs_loss(outputs.lungs.float(), batch.masks)
-        masked = torch.ones_like(per_mask, dtype=torch.bool)
+        masked = _present(batch.outlined, per_mask)
         units = batch.unit[batch.lung_rows]
         total = total + lungs_weight * unit_mean(per_mask, masked, units, batch.units)
     return total
@@ -154,7 +159,12 @@ def consistency_losses(
         total = total + findings_weight * means
     if outputs.lungs is not None and lungs_weight > 0 and targets.lung_rows.numel() > 0:
         per_image = lungs_consistency(outputs.lungs.float(), targets)
-        everyone = torch.ones_like(per_image, dtype=torch.bool)
+        asked = _present(targets.asked, per_image)
         units = targets.unit[targets.lung_rows]
-        total = total + lungs_weight * unit_mean(per_image, everyone, units, targets.units)
+        total = total + lungs_weight * unit_mean(per_image, asked, units, targets.units)
     return total
+
+
+def _present(flags: Tensor | None, values: Tensor) -> Tensor:
+    """The flags (M,) bool of values (M,), all true if there are none."""
+    return torch.ones_like(values, dtype=torch.bool) if flags is None else flags

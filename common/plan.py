@@ -18,6 +18,7 @@ from common.sections import (
     EvaluationPlan,
     FederationPlan,
     ModelPlan,
+    PrivacyPlan,
     Section,
     SemiSupervisionPlan,
     SimulationPlan,
@@ -37,6 +38,7 @@ class Plan(Section):
     heads: Literal["local", "shared"] = "local"
     training: TrainingPlan = TrainingPlan(local_epochs=1.0)
     semi_supervision: SemiSupervisionPlan = SemiSupervisionPlan()
+    privacy: PrivacyPlan = PrivacyPlan()
     federation: FederationPlan = FederationPlan()
     evaluation: EvaluationPlan = EvaluationPlan()
     simulation: SimulationPlan = SimulationPlan()
@@ -51,6 +53,50 @@ class Plan(Section):
                 "semi_supervision.mode fixmatch takes its thresholds from labelled validation "
                 "images: simulation.partition.val_fraction must be above 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_its_privacy_promise(self) -> "Plan":
+        """Refuse what would void the guarantee, instead of training it wrongly."""
+        privacy, training = self.privacy, self.training
+        if privacy.mode == "off":
+            return self
+        broken = [
+            (
+                (privacy.epsilon is None) == (privacy.noise_multiplier is None),
+                "give exactly one of privacy.epsilon and privacy.noise_multiplier",
+            ),
+            (
+                self.federation.weighting not in ("declared", "equal"),
+                "federation.weighting: a count of images would leave; use declared or equal",
+            ),
+            (
+                self.semi_supervision.mode == "fixmatch",
+                "semi_supervision.mode: fixmatch takes thresholds from labels without noise; "
+                "use mean-teacher",
+            ),
+            (
+                self.evaluation.encoder == "best",
+                "evaluation.encoder: best is chosen by scores without noise; use last",
+            ),
+            (self.deterministic, "deterministic: noise that can be repeated protects nobody"),
+            (
+                training.max_gradient_norm is not None,
+                "training.max_gradient_norm: each unit is clipped instead; set this to null",
+            ),
+            (
+                training.lungs_batch_size is not None,
+                "training.lungs_batch_size: a unit is drawn once a step; set this to null",
+            ),
+            (training.compile, "training.compile: gradients per unit need the plain model"),
+            (
+                training.head_epochs > 0 and not privacy.serving_heads,
+                "training.head_epochs fits heads without noise: privacy.serving_heads must be true",
+            ),
+        ]
+        problems = [words for wrong, words in broken if wrong]
+        if problems:
+            raise ValueError("under privacy.mode dp-sgd: " + "; ".join(problems))
         return self
 
     def to_json(self) -> str:

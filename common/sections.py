@@ -163,6 +163,37 @@ class TrainingPlan(Section):
         return self
 
 
+class PrivacyPlan(Section):
+    """Differential privacy of every site's training (DP-SGD: Abadi et al., CCS 2016, section 3).
+
+    off: nothing is clipped and nothing is noised. How many units a site declares, and so its
+    sampling rate batch_size / units, is the site's own public word (its site.yaml).
+    """
+
+    mode: Literal["off", "dp-sgd"] = "off"
+    unit: Literal["patient", "image"] = Field(
+        "patient", description="whose presence is hidden; read instead of training.unit"
+    )
+    epsilon: float | None = Field(
+        None, gt=0.0, le=1e6, description="of the whole plan at every site; the noise follows"
+    )
+    noise_multiplier: float | None = Field(
+        None, gt=0.0, le=1e4, description="standard deviation of the noise / clipping norm"
+    )
+    delta: float = Field(1e-5, gt=0.0, lt=0.1)
+    clipping_norm: float = Field(1.0, gt=0.0, le=1e4, description="L2 norm of a unit's gradient")
+    images_per_unit: int = Field(
+        4, ge=1, le=1000, description="of one patient in one step, drawn at random"
+    )
+    views: int = Field(1, ge=1, le=64, description="augmentations of an image in one step")
+    average: float = Field(
+        0.0, ge=0.0, lt=1.0, description="decay of the average of the weights; 0: the last ones"
+    )
+    serving_heads: bool = Field(
+        False, description="fit heads without noise for local use; they never leave a site"
+    )
+
+
 class StrategyPlan(Section):
     """Which Flower strategy aggregates. A value of null leaves the strategy's own default."""
 
@@ -187,7 +218,9 @@ class FederationPlan(Section):
     min_sites: int = Field(2, ge=1, description="fewer good updates than this fail the round")
     round_timeout: float = Field(3600.0, gt=0.0, description="seconds")
     strategy: StrategyPlan = StrategyPlan()
-    weighting: Literal["labelled", "size", "equal"] = "labelled"
+    weighting: Literal["labelled", "size", "declared", "equal"] = Field(
+        "labelled", description="images with labels, all images, declared units, or one vote each"
+    )
     wire: Literal["bf16", "fp32"] = Field("bf16", description="format of deltas in transit")
     max_update_norm: float | None = Field(
         None, gt=0.0, description="firewall: largest L2 norm; null: 10 x the round's median"
@@ -237,6 +270,19 @@ class SimulationPlan(Section):
     sites: int = Field(4, ge=1, le=1000, description="hospitals cut from the archive")
     phantom_images: int = Field(1000, ge=1, description="archive made when no data is given")
     partition: PartitionPlan = PartitionPlan()
+    lifetime_epsilon: tuple[float, ...] | None = Field(
+        None, description="each hospital's cap, the mask hospital last; null: none binds"
+    )
     mask_test: int = Field(40, ge=1, description="mask images held back to test the lungs")
     cpus_per_site: float = Field(1.0, gt=0.0)
     gpus_per_site: float = Field(0.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _a_cap_for_each_hospital(self) -> "SimulationPlan":
+        caps = self.lifetime_epsilon
+        if caps is not None and (len(caps) < self.sites or min(caps, default=1.0) <= 0):
+            raise ValueError(
+                f"lifetime_epsilon needs a number above 0 for each of {self.sites} sites, and one "
+                "more for a hospital of masks"
+            )
+        return self

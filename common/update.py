@@ -1,10 +1,39 @@
 """The only thing that leaves a site: one update of the shared parameters."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from common.parameters import Flat
 
 SCHEMA = 1
+
+# What the server takes from a site (common/wire.py reads it with these limits).
+Finite = Annotated[float, Field(ge=0.0, lt=1e12)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a site tells of its privacy budget: public numbers only, no function of its data.
+
+    epsilon, delta: spent so far over everything done with the site's patients; epsilon is None
+    when it has no bound. cap: the site's lifetime epsilon. noise_multiplier, sampling_rate,
+    steps, clipping_norm: of this round. entries, head: length and last hash of its ledger, a
+    mirror against a ledger that is set back.
+    """
+
+    unit: Literal["patient", "image"]
+    epsilon: Finite | None
+    delta: Finite
+    cap: Finite | None
+    noise_multiplier: Finite
+    sampling_rate: Finite
+    steps: Count
+    clipping_norm: Finite
+    entries: Count
+    head: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +44,8 @@ class Update:
     weight: the site's share in the average; > 0, its meaning is set by the plan's weighting.
     covers: findings that the site annotates, and "lungs" if it has lung masks.
     metrics: numbers that the site's guard lets out, such as "val_macro_auroc".
-    seconds: how long the site trained.
+    seconds: how long the site trained; 0 in private training, where it would tell of the data.
+    spent: what the site discloses of its privacy budget, if anything.
     """
 
     schema: int
@@ -28,6 +58,7 @@ class Update:
     covers: tuple[str, ...]
     metrics: dict[str, float]
     seconds: float
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,8 @@ beside them. Nothing here knows Flower: the apps at the edge wrap these three di
 into its records.
 """
 
+import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from common.errors import UpdateRejectedError
 from common.parameters import Flat
-from common.update import Broadcast, Update
+from common.update import Broadcast, Spent, Update
 
 Wire = Literal["bf16", "fp32"]
 Scalar = int | float | str | bool | list[str]
@@ -26,6 +29,8 @@ Scalar = int | float | str | bool | list[str]
 # it, a mean over the sites could overflow.
 METRIC_NAME = re.compile(r"(train|val)_[A-Za-z0-9_]{1,60}")
 METRIC_LIMIT = 1e6
+NOISED = "val_noised_"  # begins the names of metrics that are noised and charged
+SPENT_LENGTH = 2000  # characters of what a site tells of its budget
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ def pack_update(update: Update, wire: Wire) -> Parcel:
         "weight": float(update.weight),
         "seconds": float(update.seconds),
     }
+    if update.spent is not None:
+        config["spent"] = json.dumps(dataclasses.asdict(update.spent), allow_nan=False)
     metrics = {name: float(value) for name, value in update.metrics.items()}
     return Parcel({"delta": pack(update.delta, wire)}, config, metrics)
 
@@ -101,11 +108,24 @@ def unpack_update(parcel: Parcel) -> Update:
             covers=tuple(covers),
             metrics=unpack_metrics(parcel.metrics),
             seconds=float(_number(config["seconds"])),
+            spent=_spent(config.get("spent")),
         )
     except KeyError as error:
         raise UpdateRejectedError(site, "schema", f"{error.args[0]} is missing") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise UpdateRejectedError(site, "schema", str(error)) from None
+
+
+def _spent(text: object) -> Spent | None:
+    """What a site told of its budget. Raises ValueError when it is something else."""
+    if text is None:
+        return None
+    if not isinstance(text, str) or len(text) > SPENT_LENGTH:
+        raise ValueError("spent is not a short text")
+    try:
+        return TypeAdapter(Spent).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"spent: {error.errors(include_url=False)[0]['msg']}") from None
 
 
 def unpack_metrics(metrics: Mapping[str, object]) -> dict[str, float]:

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.errors import UpdateRejectedError
+from common.errors import REFUSALS, UpdateRejectedError
 from common.update import Update
 from server.firewall import update_norm
 from server.run_folder import Best
@@ -19,12 +19,16 @@ HEAVY = 0.9  # of a round's weight: then the average is in truth one site's mode
 
 @dataclass(eq=False)
 class Answers:
-    """What came of asking all sites one thing. Keys are site names."""
+    """What came of asking all sites one thing. Keys are site names.
+
+    fits: training steps that a refusing site's budget still allows, where it says so.
+    """
 
     updates: list[Update] = field(default_factory=list)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     rejected: list[UpdateRejectedError] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    fits: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
@@ -36,16 +40,30 @@ class Answers:
                 {"site": r.site, "code": r.code, "detail": r.detail}
                 for r in sorted(self.rejected, key=lambda error: error.site)
             ],
-            "failed": [{"site": site, "code": code} for site, code in sorted(self.failed.items())],
+            "failed": [
+                {"site": site, "code": code, "fits": self.fits.get(site)}
+                for site, code in sorted(self.failed.items())
+            ],
             "missing": self.missing,
             "bytes_down": self.bytes_down,
             "bytes_up": self.bytes_up,
         }
 
+    def _words(self, site: str) -> str:
+        if site in self.fits:
+            return f"its budget allows {self.fits[site]} more steps"
+        policy = self.failed[site] in REFUSALS
+        return "refused by the site's policy" if policy else "error at the site"
+
+    def refused(self) -> bool:
+        """Whether the sites' own policies and budgets are all that stood in the way."""
+        refused = all(code in REFUSALS for code in self.failed.values())
+        return bool(self.failed) and refused and not self.rejected and not self.missing
+
     def troubles(self, timeout: float) -> str:
         """Every site that gave nothing useful, by name and reason, in one line."""
         parts = [
-            f"{site}: {code} (error at the site)" for site, code in sorted(self.failed.items())
+            f"{site}: {code} ({self._words(site)})" for site, code in sorted(self.failed.items())
         ]
         parts += [f"{r.site}: {r.code} ({r.detail})" for r in self.rejected]
         parts += [f"{site}: no answer within {timeout:g} s" for site in self.missing]
@@ -63,6 +81,7 @@ def round_record(
             "norm": update_norm(update.delta),
             "covers": list(update.covers),
             "metrics": update.metrics,
+            "spent": None if update.spent is None else asdict(update.spent),
         }
         for update in sorted(good, key=lambda update: update.site)
     }

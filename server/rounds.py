@@ -10,7 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 from common.checkpoint import array_sha256
-from common.errors import NotEnoughSitesError, RoundFailedError, UpdateRejectedError
+from common.errors import (
+    NotEnoughSitesError,
+    RefusedError,
+    RoundFailedError,
+    UpdateRejectedError,
+)
 from common.parameters import Flat, Layout
 from common.plan import Plan
 from common.update import Broadcast
@@ -34,6 +39,7 @@ from server.transport import BASE_MISSING, FINISH, HELLO, TRAIN, Reply, Transpor
 Judge = Callable[[Answers, int, Parcel], str]
 
 POLL_SECONDS = 0.2  # between two looks at who is connected
+MOST_STEPS = 10**9  # a site that says that more would fit is not believed
 DETAIL = 200  # characters of a rejection that are kept: a site may send any text
 
 
@@ -114,12 +120,14 @@ class Federation:
             self._plan.sha256, number, self._layout, federation.weighting, self._weights
         )
 
+        private = self._plan.privacy.mode != "off"
+
         def judge(answers: Answers, node: int, parcel: Parcel) -> str:
             update = unpack_update(parcel)
             self._roster.check_author(node, update.site)
             check_update(update, expected)
             answers.updates.append(update)
-            return f"trained in {update.seconds:.1f} s"
+            return "trained" if private else f"trained in {update.seconds:.1f} s"
 
         answers = self._ask(TRAIN, number, state.shared, judge)
         good, outliers = screen_norms(answers.updates, federation.max_update_norm)
@@ -201,7 +209,11 @@ class Federation:
         if reply.parcel is None or reply.error:
             code = clean_code(reply.error)
             answers.failed[name] = code
-            self._say(f"  {name}: {code}")
+            fits = None if reply.parcel is None else reply.parcel.config.get("fits")
+            if type(fits) is int and 0 <= fits < MOST_STEPS:
+                answers.fits[name] = fits
+            more = f": {answers.fits[name]} more steps would fit" if name in answers.fits else ""
+            self._say(f"  {name}: {code}{more}")
             return
         self._roster.holders.add(reply.node)
         try:
@@ -237,10 +249,11 @@ class Federation:
             time.sleep(POLL_SECONDS)
         return sorted(nodes)
 
-    def _failure(self, what: str, good: int, answers: Answers) -> RoundFailedError:
+    def _failure(self, what: str, good: int, answers: Answers) -> RoundFailedError | RefusedError:
         federation = self._plan.federation
-        return RoundFailedError(
+        text = (
             f"{what} failed: {good} good answers, the plan needs {federation.min_sites}. "
             f"{answers.troubles(federation.round_timeout)}. "
             "Each site's own log (reports/site.log) has the details; mend the cause, then resume."
         )
+        return RefusedError(text) if answers.refused() else RoundFailedError(text)

@@ -27,6 +27,7 @@ from common.findings import FINDINGS
 from common.model import build_model
 from common.parameters import Flat, flatten, shared_layout
 from common.plan import Plan, plan_from_json
+from simulations.hospitals import UNBOUND
 from simulations.prepare import Prepared, write_site
 from simulations.processes import MARK, Reaper
 from simulations.runtime import terminable
@@ -47,10 +48,10 @@ def write_baselines(prepared: Prepared, plan: Plan) -> list[Path]:
     if "local" in plan.evaluation.baselines:
         for name in prepared.sites:
             folder = open_site_folder(prepared.folder(name))
-            settings = {"name": name, "cache": "../../cache"}
-            annotates = list(folder.settings.annotates)
             alone = baseline_folder(prepared, name)
-            write_site(alone, {**settings, "annotates": annotates}, folder.rows())
+            # The hospital's own words and policy; its ledger starts anew, in this other world.
+            settings = folder.settings.model_dump(mode="json", exclude={"rows", "ledger"})
+            write_site(alone, settings | {"cache": "../../cache"}, folder.rows())
             folders.append(alone)
     return folders
 
@@ -72,7 +73,17 @@ def annotated_rows(folder: SiteFolder) -> pd.DataFrame:
 
 def _write_pooled(prepared: Prepared) -> Path:
     folder = baseline_folder(prepared, POOLED)
-    settings = {"name": POOLED, "cache": "../../cache", "annotates": list(FINDINGS)}
+    sites = [open_site_folder(prepared.folder(name)).settings for name in prepared.sites]
+    policy = sites[0].policy.model_dump(mode="json")
+    settings = {
+        "name": POOLED,
+        "cache": "../../cache",
+        "annotates": list(FINDINGS),
+        "nominal_units": sum(site.nominal_units or 0 for site in sites) or None,
+        "outlines_lungs": any(site.outlines_lungs for site in sites),
+        # One hospital with everybody's patients: what it may spend is the plan's question.
+        "policy": policy | {"epsilon": None if policy["epsilon"] is None else UNBOUND},
+    }
     write_site(folder, settings, pooled_rows(prepared))
     return folder
 

@@ -26,6 +26,7 @@ from simulations.options import (
 )
 from simulations.partition import partition, print_summary, read_groups
 from simulations.phantom import contact_sheet, make_phantom
+from simulations.privacy import cli as privacy
 from simulations.study import cli as study
 
 app = typer.Typer(
@@ -163,7 +164,7 @@ def report(
 @app.command()
 def bench(
     out: Annotated[Path | None, typer.Option(help="also write the rows as JSON")] = None,
-    only: Annotated[str, typer.Option(help="rows to measure, e.g. 1,2,8")] = "1,2,3,4,5,6,8,11",
+    only: Annotated[str, typer.Option(help="rows to measure, e.g. 1,2,8")] = "1,2,3,4,5,6,8,9,11",
     repeats: Annotated[int, typer.Option(help="A/B repetitions; the median counts")] = 5,
 ) -> None:
     """Measure the ratios that this project holds itself to."""
@@ -181,6 +182,8 @@ def bench(
         raise typer.Exit(1)
 
 
-# The studies; their modules are loaded by the command that needs them.
+# Commands whose modules are loaded by the command that needs them.
 ablate = app.command()(study.ablate)
 tasks = app.command()(study.tasks)
+privacy_plan = app.command("privacy-plan")(privacy.planner_command)
+audit = app.command("audit")(privacy.audit_command)

@@ -23,6 +23,7 @@ from client.settings import SITE_FILE
 from common.checkpoint import read_json, write_bytes, write_json
 from common.errors import DataError, PartitionError, Problem
 from common.plan import Plan
+from simulations.hospitals import OPEN, simulated_settings
 from simulations.partition import Partition, partition, print_summary, read_groups, write_sites
 from simulations.phantom import make_phantom
 
@@ -109,14 +110,19 @@ def prepare(
     sites_folder = run / "sites"
     if sites_folder.exists():
         shutil.rmtree(sites_folder)  # half of an earlier call: nothing was trained in it yet
-    write_sites(parts, run / "cache", sites_folder)
+    more = {
+        name: _settings(plan, number, index, rows)
+        for number, (name, rows) in enumerate(parts.sites.items())
+    }
+    write_sites(parts, run / "cache", sites_folder, more=more)
     print_summary(console, parts)
     names = list(parts.sites)
     test_images = set(parts.test["image"])
     if mask_archive is not None:
         outlined = mask_rows[mask_rows["mask_row"] >= 0]
         held_back, own, seen = _share_masks(outlined, plan, parts)
-        settings = {"name": MASK_HOSPITAL, "cache": "../../cache", "annotates": []}
+        settings = _settings(plan, len(parts.sites), index, own)
+        settings |= {"name": MASK_HOSPITAL, "cache": "../../cache", "annotates": []}
         write_site(sites_folder / MASK_HOSPITAL, settings, own)
         if seen:
             console.print(f"  left out {seen} masks of patients in the findings test")
@@ -202,6 +208,16 @@ def _partition(table: pd.DataFrame, plan: Plan, data: Path) -> Partition:
     return parts
 
 
+def _settings(
+    plan: Plan, number: int, index: pd.DataFrame, rows: pd.DataFrame
+) -> dict[str, object]:
+    """What a hospital with these rows says of itself, beyond its name and data."""
+    known = index.set_index("image").loc[rows.loc[rows["split"] == "train", "image"]]
+    units = known["patient"].nunique() if plan.privacy.unit == "patient" else len(known)
+    masks = int((known["mask_row"] >= 0).sum())
+    return simulated_settings(plan, number, units, masks)
+
+
 def _share_masks(
     outlined: pd.DataFrame, plan: Plan, parts: Partition
 ) -> tuple[list[str], pd.DataFrame, int]:
@@ -245,10 +261,12 @@ def _first_patients(rows: pd.DataFrame, images: int) -> npt.NDArray[np.bool_]:
 def write_site(folder: Path, settings: Mapping[str, object], rows: pd.DataFrame) -> None:
     """Write one site folder: site.yaml and rows.parquet (image, split, labelled, ...).
 
+    Unless the settings say otherwise, the site allows plans without privacy.
+
     Each file atomically. Raises InputError when one cannot be written.
     """
     _write_parquet(folder / "rows.parquet", rows)
-    text = yaml.safe_dump({**settings, "rows": "rows.parquet"}, sort_keys=False)
+    text = yaml.safe_dump({**OPEN, **settings, "rows": "rows.parquet"}, sort_keys=False)
     write_bytes(folder / SITE_FILE, text.encode())
 
 

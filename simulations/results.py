@@ -15,8 +15,9 @@ import torch
 from client.batches import SiteData, select
 from client.cache import Cache, open_cache
 from client.evaluate import Heads, Predictions, predict, true_findings
+from client.resident import load_parameters
 from client.settings import open_site_folder
-from client.site import Site, load_parameters, pick_device
+from client.site import Site, pick_device
 from common.bootstrap import (
     Bootstrap,
     Interval,

@@ -17,7 +17,7 @@ __all__ = ["measure", "print_rows"]
 def measure(rows: list[int], repeats: int, scale: "Scale | None" = None) -> dict[str, Any]:
     """Measure rows of the benchmark table, in their order; progress goes to standard error.
 
-    rows: numbers among 1, 2, 3, 4, 5, 6, 8, 11. repeats: how often every comparison is made;
+    rows: numbers among 1, 2, 3, 4, 5, 6, 8, 9, 11. repeats: how often every comparison is made;
     its median counts. scale: amounts of work; None is the full ones. Returns {"rows": [...],
     "machine": {...}, "command": str}, ready for JSON: a row has "row", "what", "value", "unit",
     "goal", "met" (None without a goal), "low" and "high" over the repeats, and "note". A row

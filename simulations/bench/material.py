@@ -27,7 +27,8 @@ PATIENT_STEP = 100_000  # between the numbers of a phantom patient and of its ne
 class Scale:
     """Amounts of work. The defaults are what the goals are about; tests use less.
 
-    backbone, image_size (pixels per side), batch_size (images): the training rows' network.
+    backbone, image_size (pixels per side), batch_size (images): the training rows' network;
+    private_backbone, private_image_size: the private step's, with the same batch size.
     steps: optimizer steps in one timed block. png_size: pixels per side of the PNG files (NIH:
     1024), phantoms: different ones among them, files: PNG files per core, images: those of them
     in the cache. client_seconds: what a site should train per round. tested_images,
@@ -36,6 +37,8 @@ class Scale:
 
     backbone: Backbone = "resnet18"
     image_size: int = 128
+    private_backbone: Backbone = "densenet121"
+    private_image_size: int = 224
     batch_size: int = 16
     steps: int = 6
     png_size: int = 1024

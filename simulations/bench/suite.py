@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from common.errors import ConsiliumError, InputError, Problem
-from simulations.bench import decoding, federation, intervals, training
+from simulations.bench import decoding, federation, intervals, privacy, training
 from simulations.bench.material import FULL, Material, Scale
 from simulations.bench.timing import Row, failed, machine
 
@@ -22,6 +22,7 @@ ROWS: dict[int, Callable[[Material, int], list[Row]]] = {
     5: training.multitasking,
     6: federation.rounds,
     8: federation.traffic,
+    9: privacy.private_steps,
     11: intervals.bootstrapping,
 }
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -18,13 +19,19 @@ ROWS = "rows.parquet"
 
 
 def write_sites(
-    partition: Partition, cache_folder: Path, out: Path, device: str = "auto"
+    partition: Partition,
+    cache_folder: Path,
+    out: Path,
+    device: str = "auto",
+    more: Mapping[str, Mapping[str, object]] | None = None,
 ) -> list[Path]:
     """Write out/<hospital>/ for every hospital and return those folders, in their order.
 
     A folder gets site.yaml (with the path of the shared cache relative to it), rows.parquet
     (image, split, labelled), and the empty folders state/ and reports/. Beside them come
     global_test.parquet (image, patient, site), partition.json and partition.png.
+
+    more: further settings of a hospital, by its name.
 
     All or nothing: written beside `out` and moved in one step. Raises PartitionError when
     `out` is a file or a folder that is not empty, or cannot be written.
@@ -48,6 +55,7 @@ def write_sites(
                 "rows": ROWS,
                 "annotates": list(partition.annotates[name]),
                 "device": device,
+                **(more or {}).get(name, {}),
             }
             _write_site(draft / name, settings, rows)
         partition.test.to_parquet(draft / "global_test.parquet", index=False)

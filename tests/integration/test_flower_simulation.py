@@ -22,6 +22,7 @@ from common.checkpoint import read_json
 from common.plan import Plan
 from simulations.processes import marked
 from simulations.runtime import RunFailedError, run_simulation
+from tests.unit.client.sites import OPEN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = ("icu", "paediatric", "rural", "ward")
@@ -53,7 +54,7 @@ def sites(nih_archive, tmp_path: Path) -> Path:
         rows = {"image": own, "split": ["train"] * 4 + ["val"] * 2, "labelled": True}
         pd.DataFrame(rows).to_parquet(folder / name / "rows.parquet")
         (folder / name / "site.yaml").write_text(
-            yaml.safe_dump({"name": name, "cache": "../../cache", "device": "cpu"})
+            yaml.safe_dump({"name": name, "cache": "../../cache", "device": "cpu", **OPEN})
         )
     return folder
 

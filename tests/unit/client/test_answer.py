@@ -19,6 +19,7 @@ from common.parameters import Flat, flatten, shared_layout
 from common.plan import Plan
 from common.update import Broadcast
 from common.wire import Parcel, pack_broadcast, unpack_update
+from tests.unit.client.sites import OPEN
 
 PLAN = Plan.model_validate(
     {
@@ -44,7 +45,7 @@ def folder(nih_archive, tmp_path: Path) -> Path:
     rows = {"image": cache.index["image"], "split": splits, "labelled": True}
     pd.DataFrame(rows).to_parquet(site / "rows.parquet")
     (site / "site.yaml").write_text(
-        yaml.safe_dump({"name": "ward", "cache": "../../cache", "device": "cpu"})
+        yaml.safe_dump({"name": "ward", "cache": "../../cache", "device": "cpu", **OPEN})
     )
     return site
 

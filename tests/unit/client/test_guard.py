@@ -77,4 +77,4 @@ def test_smuggled_field_may_not_leave() -> None:
 
 
 def test_no_metrics_are_fine() -> None:
-    check_metrics({})
+    check_metrics({}, PLAN)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from client.site import Site, load_parameters, pick_device
+from client.resident import load_parameters
+from client.site import Site, pick_device
 from common.checkpoint import read_arrays
 from common.errors import CacheError, LayoutError
 from common.findings import FINDINGS

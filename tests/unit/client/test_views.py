@@ -57,11 +57,17 @@ def test_a_weak_view_that_moves_moves_the_strong_one_with_it() -> None:
 
 def test_blur_is_a_gaussian_of_each_images_own_width() -> None:
     pictures = images(3, 64)
-    ours = blur(pictures, torch.tensor([0.0, 1.0, 2.0]) / 64)
+    ours = blur(pictures, torch.tensor([0.0, 1.0, 2.0]) / 64, 2.0 / 64)
     assert torch.allclose(ours[0], pictures[0], atol=1e-6)
     for row, sigma in ((1, 1.0), (2, 2.0)):
         theirs = gaussian_blur(pictures[row : row + 1], [13, 13], [sigma, sigma])
         assert torch.allclose(ours[row : row + 1], theirs, atol=2e-3)
+
+
+def test_no_image_changes_the_blur_of_another() -> None:
+    pictures = images(3, 64)
+    sharp = blur(pictures, torch.tensor([1.0, 0.0, 0.0]) / 64, 2.0 / 64)
+    assert torch.equal(sharp[0], blur(pictures, torch.tensor([1.0, 2.0, 2.0]) / 64, 2.0 / 64)[0])
 
 
 def test_cutout_blanks_one_square_with_the_images_mean() -> None:

@@ -213,3 +213,42 @@ def test_pixels_that_do_not_count_are_not_followed() -> None:
     terms = divergence(outputs.lungs[0][counted], targets.lungs[0][counted])
     assert torch.allclose(losses[0], 2 * terms.mean())
     assert losses[1] == 0.0
+
+
+def test_a_mask_that_is_not_there_counts_for_nothing() -> None:
+    """Not even by its logits, and a unit that has no other mask has no lungs term."""
+    outputs, batch = make([(0, 3, True), (0, 0, True), (1, 2, True)])
+    assert outputs.lungs is not None
+    flagged = replace(batch, outlined=torch.tensor([False, True, False]))
+    real = replace(batch, lung_rows=batch.lung_rows[1:2], masks=batch.masks[1:2])
+    expected = unit_losses(Outputs(outputs.findings, outputs.lungs[1:2]), real, 1.0, 0.7)
+    outputs.lungs.requires_grad_()
+    losses = unit_losses(outputs, flagged, 1.0, 0.7)
+    assert torch.allclose(losses, expected)
+    assert losses[1] == unit_losses(Outputs(outputs.findings, None), batch, 1.0, 0.7)[1]
+    (slope,) = torch.autograd.grad(losses.sum(), outputs.lungs)
+    assert not slope[[0, 2]].any()
+    assert slope[1].any()
+    everyone = replace(batch, outlined=torch.ones(3, dtype=torch.bool))
+    assert torch.equal(
+        unit_losses(outputs, everyone, 1.0, 0.7), unit_losses(outputs, batch, 1.0, 0.7)
+    )
+
+
+def test_lungs_on_which_the_teacher_was_not_asked_are_not_followed() -> None:
+    outputs, targets = taught([(0, 3, True), (0, 0, True), (1, 2, True)])
+    assert outputs.lungs is not None
+    flagged = replace(targets, asked=torch.tensor([True, False, False]))
+    real = replace(
+        targets,
+        lung_rows=targets.lung_rows[:1],
+        lungs=targets.lungs[:1],
+        pixels=targets.pixels[:1],
+    )
+    expected = consistency_losses(Outputs(outputs.findings, outputs.lungs[:1]), real, 1.0, 0.7)
+    assert torch.allclose(consistency_losses(outputs, flagged, 1.0, 0.7), expected)
+    everyone = replace(targets, asked=torch.ones(3, dtype=torch.bool))
+    assert torch.equal(
+        consistency_losses(outputs, everyone, 1.0, 0.7),
+        consistency_losses(outputs, targets, 1.0, 0.7),
+    )

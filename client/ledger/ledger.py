@@ -1,0 +1,203 @@
+"""The ledger of a set of patients: every use of them, charged before it happens, never refunded.
+
+`reserve` puts the charge on the disk before the first step of a round. A crash after that leaves
+the charge, whatever became of the round: nobody could prove afterwards that nothing was seen.
+Epsilon is not stored. It is worked out from all charges, whatever plan or job they belong to, so a
+better accountant gives a smaller number for the same past.
+"""
+
+import math
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from client.ledger.chain import Entry, Head, canonical, damaged, head_of, must_contain
+from client.ledger.store import Store
+from client.privacy.accounting import Charge, accountant, epsilon, most_steps
+from common.checkpoint import write_bytes
+from common.errors import RefusedError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cap:
+    """A site's lifetime limit at delta. epsilon None: no limit, for plans without privacy only."""
+
+    epsilon: float | None
+    delta: float
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What is about to be done with the patients.
+
+    purpose: a round's training, or noised scores; unit: patient or image; charge: its private
+    steps, with noise multiplier 0 for a plan without privacy; clipping_norm: L2, for the record.
+    """
+
+    purpose: Literal["training", "metrics"]
+    plan_name: str
+    plan_sha256: str
+    round: int
+    unit: str
+    charge: Charge
+    clipping_norm: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A reservation that is on the disk, and epsilon at the cap's delta before and after it."""
+
+    entry: Entry
+    epsilon_before: float
+    epsilon_after: float
+
+
+class Ledger:
+    """An append-only list of entries in one SQLite file, bound by hashes.
+
+    Every method reads the file anew and raises LedgerError when it is missing, damaged, locked
+    for 30 s, or cannot be read or written. None repairs anything.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """path: the SQLite file. Nothing is read or written before `open`."""
+        self.path = path
+        self._store = Store(path)
+
+    def open(self, dataset: str, unit: str) -> None:
+        """Start the ledger, or go on with it. Needed once, before anything else is written.
+
+        dataset: hash of the data, recorded when it is another than before; unit: whose presence
+        is hidden, "patient" or "image". Raises RefusedError, code "unit", when the ledger counts
+        another unit: charges per image bound nothing per patient.
+        """
+        with self._store.writing(create=True) as draft:
+            if not draft.entries:
+                body = {"schema": SCHEMA, "ledger": uuid.uuid4().hex, "unit": unit}
+                draft.add("open", {**body, "dataset": dataset})
+                return
+            self._must_count(draft.entries, unit)
+            last = [e.body["dataset"] for e in draft.entries if e.kind in ("open", "data")][-1]
+            if last != dataset:
+                draft.add("data", {"dataset": dataset})
+
+    def entries(self) -> list[Entry]:
+        """All entries, the chain and the anchor verified."""
+        return self._store.read()
+
+    def identity(self) -> str:
+        """The ledger's own name: 32 hex digits, drawn when it was started."""
+        return str(self.entries()[0].body["ledger"])
+
+    def charges(self) -> list[Charge]:
+        """What all reservations charged, in their order."""
+        return self._charges(self.entries())
+
+    def epsilon(self, delta: float) -> float:
+        """Epsilon of everything charged so far; math.inf once anything was done without noise."""
+        return epsilon(self.charges(), delta)
+
+    def project(self, charge: Charge, delta: float) -> float:
+        """Epsilon after a further charge. Nothing is spent."""
+        return epsilon([*self.charges(), charge], delta)
+
+    def reserve(self, reservation: Reservation, cap: Cap) -> Receipt:
+        """Charge before the work. When this returns, the charge is on the disk for good.
+
+        Raises RefusedError, code "budget-spent" with the number of steps that would fit, when
+        epsilon would go over the cap, and code "unit" for another unit than the ledger's; then
+        nothing is written.
+        """
+        charge, limit = reservation.charge, math.inf if cap.epsilon is None else cap.epsilon
+        with self._store.writing() as draft:
+            self._must_count(draft.entries, reservation.unit)
+            spent = self._charges(draft.entries)
+            before = epsilon(spent, cap.delta)
+            after = epsilon([*spent, charge], cap.delta)
+            if after <= limit:
+                return Receipt(draft.add("reserve", _body(reservation)), before, after)
+        fits = most_steps(spent, charge, cap.delta, limit)
+        raise RefusedError(
+            f"{self.path}: {charge.steps} more steps would take epsilon from {before:.4g} to "
+            f"{after:.4g} at delta {cap.delta:g}; the cap is {limit:.4g}, and {fits} steps fit",
+            "budget-spent",
+            fits,
+        )
+
+    def record(self, kind: str, body: Mapping[str, Any]) -> Entry:
+        """Append what costs nothing: "sent", "refused", "serving", ... with JSON's own types."""
+        if kind in ("open", "reserve"):
+            raise ValueError(f"{kind!r} is written by its own method only")
+        with self._store.writing() as draft:
+            return draft.add(kind, body)
+
+    def policy(self, policy: Mapping[str, Any]) -> None:
+        """Record the policy in force, when it is not the one recorded last."""
+        with self._store.writing() as draft:
+            known = [entry.body["policy"] for entry in draft.entries if entry.kind == "policy"]
+            if not known or canonical(known[-1]) != canonical(dict(policy)):
+                draft.add("policy", {"policy": dict(policy)})
+
+    def head(self) -> Head:
+        """Number of entries and hash of the last: what the coordinator mirrors."""
+        return head_of(self.entries())
+
+    def export(self, out: Path) -> Head:
+        """Write all entries as JSON lines, in one step. Raises InputError when `out` cannot be."""
+        entries = self.entries()
+        write_bytes(out, "".join(canonical(asdict(entry)) + "\n" for entry in entries).encode())
+        return head_of(entries)
+
+    def _must_count(self, entries: list[Entry], unit: str) -> None:
+        counted = entries[0].body["unit"]
+        if unit != counted:
+            raise RefusedError(f"{self.path}: counts by {counted}, and not by {unit}", "unit")
+
+    def _charges(self, entries: Iterable[Entry]) -> list[Charge]:
+        found = []
+        for entry in entries:
+            if entry.kind == "reserve":
+                try:
+                    found.append(
+                        Charge(
+                            entry.body["noise_multiplier"],
+                            entry.body["sampling_rate"],
+                            entry.body["steps"],
+                        )
+                    )
+                except (KeyError, TypeError, ValueError):
+                    place = f"entry {entry.number}"
+                    raise damaged(self.path, place, "a charge that no step can have") from None
+        return found
+
+
+def verify(path: Path, expected: Head | None = None) -> Head:
+    """Check a ledger's whole chain and its anchor, and return its end.
+
+    expected: an end that the ledger once had, kept elsewhere, such as the coordinator's mirror.
+    Only this shows a ledger that was set back together with its anchor. Raises LedgerError.
+    """
+    entries = Store(path).read()
+    if expected is not None:
+        must_contain(path, entries, expected, "the mirror")
+    return head_of(entries)
+
+
+def _body(reservation: Reservation) -> dict[str, Any]:
+    charge = reservation.charge
+    return {
+        "purpose": reservation.purpose,
+        "plan_name": reservation.plan_name,
+        "plan": reservation.plan_sha256,
+        "round": reservation.round,
+        "unit": reservation.unit,
+        "noise_multiplier": charge.noise_multiplier,
+        "sampling_rate": charge.sampling_rate,
+        "steps": charge.steps,
+        "clipping_norm": reservation.clipping_norm,
+        "accountant": accountant(),
+    }

@@ -1,0 +1,4 @@
+"""Differentially private training at a site: noise, accounting, and the private step.
+
+Imports nothing by itself, so that a site without private plans loads none of it.
+"""

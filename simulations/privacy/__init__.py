@@ -1,0 +1,1 @@
+"""Privacy before and beside the training: what a plan would cost, and whether the step holds."""

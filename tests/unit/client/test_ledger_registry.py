@@ -1,0 +1,126 @@
+"""One set of patients, one ledger: whatever the folder, whatever the job."""
+
+import json
+import multiprocessing
+import shutil
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+
+from client.ledger import LedgerError, claim
+from common.errors import RefusedError
+from tests.unit.client.ledgers import started
+
+FORK = multiprocessing.get_context("fork")
+A, B = "a" * 32, "b" * 32
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    return folder
+
+
+def note(cache: Path, ledger: str) -> dict[str, object]:
+    value = json.loads((cache / "ledgers" / f"{ledger}.json").read_text())
+    assert isinstance(value, dict)
+    return value
+
+
+def test_claims_are_noted_and_only_grow(cache: Path, tmp_path: Path) -> None:
+    claim(cache, tmp_path / "l", A, [3, 1, 2])
+    claim(cache, tmp_path / "l", A, ["2", 4])
+    claim(cache, tmp_path / "l", A, [])
+    path = str((tmp_path / "l").resolve())
+    assert note(cache, A) == {"ledger": path, "patients": ["1", "2", "3", "4"]}
+
+
+def test_other_patients_may_have_another_ledger(cache: Path, tmp_path: Path) -> None:
+    claim(cache, tmp_path / "l", A, range(10))
+    claim(cache, tmp_path / "m", B, range(10, 20))
+    assert note(cache, B)["patients"] == sorted(map(str, range(10, 20)))
+
+
+def test_a_shared_patient_is_refused_with_the_way_out(cache: Path, tmp_path: Path) -> None:
+    claim(cache, tmp_path / "l", A, [1, 2, 3])
+    with pytest.raises(RefusedError) as caught:
+        claim(cache, tmp_path / "m", B, ["2", 3, 4])
+    assert caught.value.code == "patients-accounted-elsewhere"
+    assert "for 2 of these patients" in str(caught.value)
+    assert f"Set `ledger: {(tmp_path / 'l').resolve()}` in site.yaml" in str(caught.value)
+    assert not (cache / "ledgers" / f"{B}.json").exists()
+
+
+def test_a_ledger_started_anew_is_refused(cache: Path, tmp_path: Path) -> None:
+    """Who deletes a ledger and its anchor gets no fresh budget from the same cache."""
+    first = started(tmp_path)
+    claim(cache, first.path, first.identity(), [1])
+    for file in tmp_path.glob("ledger.sqlite*"):
+        file.unlink()
+    second = started(tmp_path)
+    with pytest.raises(RefusedError, match="accounts already"):
+        claim(cache, second.path, second.identity(), [1])
+
+
+def test_a_copied_ledger_is_refused_and_a_moved_one_goes_on(cache: Path, tmp_path: Path) -> None:
+    ledger = started(tmp_path)
+    identity = ledger.identity()
+    claim(cache, ledger.path, identity, [1])
+    copy = tmp_path / "copy.sqlite"
+    shutil.copy(ledger.path, copy)
+    with pytest.raises(RefusedError, match="is a copy of this one"):
+        claim(cache, copy, identity, [1])
+    ledger.path.unlink()
+    claim(cache, copy, identity, [1])
+    assert note(cache, identity)["ledger"] == str(copy.resolve())
+
+
+def test_the_same_ledger_by_another_name_is_the_same(cache: Path, tmp_path: Path) -> None:
+    ledger = started(tmp_path)
+    (tmp_path / "link").symlink_to(ledger.path)
+    claim(cache, ledger.path, ledger.identity(), [1])
+    claim(cache, tmp_path / "link", ledger.identity(), [1, 2])
+    assert note(cache, ledger.identity())["ledger"] == str(ledger.path.resolve())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"ledger": 1, "patients": []}'])
+def test_a_damaged_note_stops_everybody(cache: Path, tmp_path: Path, text: str) -> None:
+    claim(cache, tmp_path / "l", A, [1])
+    (cache / "ledgers" / f"{A}.json").write_text(text)
+    for ledger in (A, B):
+        with pytest.raises(LedgerError, match=f"{A}.json"):
+            claim(cache, tmp_path / "l", ledger, [7])
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(LedgerError, match="writable folder"):
+        claim(tmp_path / "cache", tmp_path / "l", A, [1])
+
+
+def test_an_identity_cannot_lead_elsewhere(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not the identity"):
+        claim(cache, tmp_path / "l", "../x", [1])
+
+
+def compete(cache: Path, name: str, start: Barrier, results: "Queue[str]") -> None:
+    start.wait()
+    try:
+        claim(cache, cache / name, name * 32, range(1000))
+        results.put("won")
+    except RefusedError as error:
+        results.put(error.code)
+
+
+def test_of_claims_at_the_same_moment_one_wins(cache: Path) -> None:
+    start, results = FORK.Barrier(4), FORK.Queue()
+    racers = [FORK.Process(target=compete, args=(cache, n, start, results)) for n in "abcd"]
+    for racer in racers:
+        racer.start()
+    outcome = sorted(results.get(timeout=60) for _ in racers)
+    for racer in racers:
+        racer.join()
+    assert outcome == ["patients-accounted-elsewhere"] * 3 + ["won"]

@@ -1,0 +1,195 @@
+"""A private round: what is drawn, what is clipped, what noise is added, and what stays still."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.batches import SiteData
+from client.cache import Cache, open_cache
+from client.optimizer import make_optimizer
+from client.privacy.budget import asked
+from client.privacy.engines import LoopEngine
+from client.privacy.material import Weights
+from client.privacy.random import SecureRandom
+from client.privacy.sampling import capped, poisson, portions
+from client.privacy.step import PrivateStep
+from client.privacy.training import Average, Supply, train_private_round
+from client.settings import SiteSettings
+from client.site import Site
+from client.train import NothingToLearnError
+from common.losses import unit_losses
+from common.model import MultitaskModel, build_model
+from common.plan import Plan
+from tests.conftest import ArchiveFactory
+from tests.unit.client.private_world import private_plan, private_site
+from tests.unit.client.sites import small_cache
+
+STILL = dict.fromkeys(
+    ("rotate_degrees", "translate", "scale", "brightness", "contrast", "gamma", "noise"), 0.0
+)
+
+
+@pytest.fixture
+def site(nih_archive: ArchiveFactory, tmp_path: Path) -> Site:
+    archive = nih_archive(patients=10, images=3, masks=True)
+    cache: Cache = small_cache(archive, tmp_path / "cache")
+    return Site.open(private_site(tmp_path / "ward", open_cache(cache.folder)))
+
+
+def settings(site: Site, **more: object) -> SiteSettings:
+    return site.folder.settings.model_copy(update=more)
+
+
+def trained(plan: Plan, site: Site, words: SiteSettings) -> MultitaskModel:
+    model = build_model(plan)
+    optimizer = make_optimizer(model, plan.training)
+    train_private_round(model, optimizer, site.data, plan, words, asked(plan, words), 1)
+    return model
+
+
+def test_a_step_is_the_clipped_sum_over_the_nominal_batch(site: Site) -> None:
+    """Every unit drawn, hardly any noise, plain SGD: the step can be worked out by hand."""
+    plan = private_plan(
+        training={
+            "local_steps": 1,
+            "batch_size": 8,
+            "optimizer": "sgd",
+            "schedule": "constant",
+            "warmup_rounds": 0.0,
+            "learning_rate": 0.5,
+            "weight_decay": 0.0,
+            "augment": STILL,
+        },
+        privacy={"noise_multiplier": 1e-7, "clipping_norm": 0.2, "images_per_unit": 3},
+    )
+    words = settings(site, nominal_units=8)
+    model = build_model(plan).train()
+    expected = [torch.zeros_like(p) for p in model.parameters()]
+    patients = site.data.table["patient"].to_numpy()
+    for patient in np.unique(patients[site.data.rows("train")]):
+        rows = np.flatnonzero(patients == patient)
+        batch = site.data.batch(rows, np.zeros(len(rows), np.int64))
+        loss = unit_losses(model(batch.images, batch.lung_rows), batch, 1.0, 1.0).sum()
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient))
+        for sum_, part in zip(expected, gradient, strict=True):
+            sum_ += part * min(1.0, 0.2 / norm)
+    after = trained(plan, site, words)
+    for start, sum_, end in zip(model.parameters(), expected, after.parameters(), strict=True):
+        assert torch.allclose(start - 0.5 * sum_ / 8, end, atol=2e-6)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_empty_step_is_pure_noise_of_the_right_width(strict: bool) -> None:
+    model = build_model(private_plan())
+    parameters = list(model.parameters())
+    noise, clip, batch = 3.0, 0.7, 16
+    step = PrivateStep(LoopEngine(model), parameters, SecureRandom(strict), clip, noise, batch)
+    step.step([], Weights(1.0, 1.0))
+    drawn = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double()
+    width = noise * clip / batch
+    assert float(drawn.std()) == pytest.approx(width, rel=3 / math.sqrt(2 * drawn.numel()))
+    assert abs(float(drawn.mean())) < 4 * width / math.sqrt(drawn.numel())
+    first = drawn.clone()
+    step.step([], Weights(1.0, 1.0))
+    again = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double()
+    correlation = float((first * again).mean()) / width**2
+    assert abs(correlation) < 5 / math.sqrt(first.numel())
+
+
+def test_heads_that_the_site_does_not_declare_stay_as_they_are(site: Site) -> None:
+    plan = private_plan()
+    start = build_model(plan)
+    after = trained(plan, site, settings(site, outlines_lungs=False))
+    assert start.lungs is not None
+    assert after.lungs is not None
+    pairs = zip(start.lungs.parameters(), after.lungs.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert all(parameter.requires_grad for parameter in after.parameters())
+    moved = zip(start.encoder.parameters(), after.encoder.parameters(), strict=True)
+    assert not all(torch.equal(one, other) for one, other in moved)
+
+
+def test_a_site_that_declares_nothing_takes_no_part(site: Site) -> None:
+    plan = private_plan()
+    with pytest.raises(NothingToLearnError):
+        trained(plan, site, settings(site, outlines_lungs=False, annotates=()))
+
+
+def test_the_plans_seed_reaches_neither_noise_nor_sampling(site: Site) -> None:
+    plan = private_plan()
+    one, other = (trained(plan, site, site.folder.settings) for _ in range(2))
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("mode", ["off", "mean-teacher"])
+def test_a_unit_is_drawn_once_a_step_with_all_its_views(site: Site, mode: str) -> None:
+    semi = {"mode": mode, "start": 0.0, "ramp": 0.1}
+    plan = private_plan(privacy={"views": 2, "images_per_unit": 2}, semi_supervision=semi)
+    words = settings(site, physical_batch=6)
+    supply = Supply(build_model(plan), site.data, plan, words, SecureRandom())
+    materials = list(supply.step(1.0))
+    patients = site.data.table["patient"].to_numpy()[site.data.rows("train")]
+    assert sum(material.batch.units for material in materials) == len(np.unique(patients))
+    for material in materials:
+        assert len(material.batch.images) <= 6
+        counts = torch.bincount(material.batch.unit)
+        assert counts.tolist() == [4] * material.batch.units  # two images, two views each
+        if material.targets is not None:
+            assert material.targets.units == material.batch.units
+            assert int(torch.bincount(material.targets.unit).max()) <= 2
+    # One image in five has no label here; only those, and only with a teacher, are asked about.
+    asked_about = sum(material.targets is not None for material in materials)
+    assert (asked_about > 0) == (mode == "mean-teacher")
+    assert list(supply.step(1e-12)) == []
+
+
+def test_each_unit_is_drawn_with_the_same_chance() -> None:
+    random, rate, steps, units = SecureRandom(), 0.3, 2000, 20
+    drawn = np.zeros(units)
+    for _ in range(steps):
+        drawn[poisson(units, rate, random)] += 1
+    error = math.sqrt(rate * (1 - rate) / steps)
+    assert np.abs(drawn / steps - rate).max() < 5 * error
+    assert len(poisson(units, 1.0, random)) == units
+    assert poisson(0, 0.5, random).dtype == np.int64
+
+
+def test_the_cap_takes_another_part_of_a_unit_each_time() -> None:
+    unit = np.arange(10, 30)
+    parts = {tuple(capped(unit, 3, SecureRandom())) for _ in range(20)}
+    assert len(parts) > 10
+    assert all(len(set(part)) == 3 and set(part) <= set(unit) for part in parts)
+    assert capped(unit, 20, SecureRandom()) is unit
+
+
+def test_no_portion_splits_a_unit() -> None:
+    units = [np.arange(n) for n in (3, 2, 7, 1, 1)]
+    shared = [[len(unit) for unit in portion] for portion in portions(units, 4)]
+    assert shared == [[3], [2], [7], [1, 1]]
+    assert list(portions([], 4)) == []
+
+
+def test_the_average_follows_with_a_warm_up_and_is_put_back() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+        average = Average(model, 0.9)
+        model.weight.fill_(1.0)
+        average.add(0)
+    average.put_back()
+    assert float(model.weight.detach()) == pytest.approx(0.9)  # decay 1/10 in the first step
+
+
+def test_augmentation_of_a_unit_does_not_follow_from_the_plan(site: Site) -> None:
+    plan = private_plan()
+    data: SiteData = site.data
+    first, second = (
+        next(Supply(build_model(plan), data, plan, settings(site), SecureRandom()).step(1.0))
+        for _ in range(2)
+    )
+    assert not torch.equal(first.batch.images, second.batch.images)
