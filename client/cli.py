@@ -26,10 +26,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-ledger = typer.Typer(help="The privacy ledger.", no_args_is_help=True)
-report = typer.Typer(help="Reports.", no_args_is_help=True)
-app.add_typer(ledger, name="ledger")
-app.add_typer(report, name="report")
+
+
+def _group(name: str, about: str) -> typer.Typer:
+    """A group of commands, such as `consilium-site ledger ...`."""
+    group = typer.Typer(help=about, no_args_is_help=True)
+    app.add_typer(group, name=name)
+    return group
+
+
+ledger = _group("ledger", "The privacy ledger.")
+report = _group("report", "Reports.")
 
 SiteArgument = Annotated[
     Path, typer.Argument(metavar="SITE-FOLDER", help="folder that holds site.yaml")

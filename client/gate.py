@@ -145,8 +145,7 @@ class Gate:
         dataset = hashlib.sha256("\n".join(self._patients).encode()).hexdigest()
         self.ledger.open(dataset, self._settings.policy.unit)
         if not self._settings.simulated:
-            name = str(self.ledger.entries()[0].body["ledger"])
-            claim(self._folder.cache, self.ledger.path, name, self._patients)
+            claim(self._folder.cache, self.ledger.path, self.ledger.identity(), self._patients)
         self.ledger.policy(self._settings.policy.model_dump(mode="json"))
 
     def _check_whole(self, plan: Plan, round_number: int, needs: Asked) -> None:

@@ -18,8 +18,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-report = typer.Typer(help="Reports.", no_args_is_help=True)
-app.add_typer(report, name="report")
+
+
+def _group(name: str, about: str) -> typer.Typer:
+    """A group of commands, such as `consilium-server report ...`."""
+    group = typer.Typer(help=about, no_args_is_help=True)
+    app.add_typer(group, name=name)
+    return group
+
+
+report = _group("report", "Reports.")
 
 
 def main() -> None:

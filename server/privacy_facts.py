@@ -131,6 +131,8 @@ def collect(run: Path) -> FederationPrivacy:
 
 
 def _lines(file: Path) -> list[_Line]:
+    if not file.exists():
+        return []  # a run that has not begun its first round
     try:
         texts = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -180,7 +182,8 @@ def mirror_warnings(told: Sequence[Told]) -> list[str]:
     """What a ledger that only grows can't have done between two rounds."""
     warnings = []
     heads: dict[int, str] = {}
-    for before, now in zip([None, *told[:-1]], told, strict=True):
+    before: Told | None = None
+    for now in told:
         spent, entries = now.spent, now.spent.entries
         if before is not None and entries < before.spent.entries:
             warnings.append(
@@ -198,6 +201,7 @@ def mirror_warnings(told: Sequence[Told]) -> list[str]:
                 f"round {now.round}: the epsilon told fell from {_text(before.spent.epsilon)} to "
                 f"{_text(spent.epsilon)} at the same delta"
             )
+        before = now
     return warnings
 
 

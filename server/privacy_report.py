@@ -25,7 +25,7 @@ NOT_KNOWN = (
     "report (consilium-site report privacy) says it to those whom the site shows it to.",
     "Epsilon of two sites must not be compared as risk to the same people: it speaks of each "
     "site’s own patients. A patient whose records lie at two sites bears the sum of both.",
-    "Each site’s epsilon counts everything ever done with its patients, in other federations too, "
+    "Each site’s epsilon counts everything in that site’s ledger, runs of other federations too, "
     "at that site’s own delta.",
     "Which sites take part, in which rounds, and which codes they answer are not hidden.",
 )

@@ -61,6 +61,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="new folder for this run")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run")] = None,
     skip_bad: SkipBad = False,
+    without_privacy: Annotated[
+        bool, typer.Option("--without-privacy", help="the plan with privacy.mode off, to compare")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Cut an archive into hospitals, let them learn together, and compare."""
@@ -78,12 +81,13 @@ def run(
     with output(as_json) as console:
         if resume is not None:
             given = {"PLAN": plan_file, "--data": data, "--masks": masks, "--sites": sites}
-            refuse_with_resume(given | {"--out": out})
+            refuse_with_resume(given | {"--out": out, "--without-privacy": without_privacy or None})
             folder, plan = resume, resume_run(resume)
             request = load_request(folder)
             request = replace(request, skip_bad=request.skip_bad or skip_bad)
         else:
             plan = _with_sites(load_plan(required(plan_file, *PLAN)), sites)
+            plan = _open(plan) if without_privacy else plan
             stamp = time.strftime("%Y%m%d-%H%M%S")
             folder = out or Path("runs") / f"{plan.name}-{stamp}"
             request = Request(data, masks, skip_bad)
@@ -108,6 +112,14 @@ def _with_sites(plan: Plan, sites: int | None) -> Plan:
     value = plan.model_dump(mode="json")
     value["simulation"]["sites"] = sites
     return plan_from_json(json.dumps(value))
+
+
+def _open(plan: Plan) -> Plan:
+    """The plan without its privacy: what privacy costs is the difference."""
+    value = plan.model_dump(mode="json")
+    value["privacy"] = {"mode": "off", "unit": plan.privacy.unit}
+    value["training"]["unit"] = plan.privacy.unit
+    return plan_from_json(json.dumps(value | {"name": f"{plan.name}-open"}))
 
 
 @app.command()

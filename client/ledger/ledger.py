@@ -113,14 +113,15 @@ class Ledger:
         nothing is written.
         """
         charge, limit = reservation.charge, math.inf if cap.epsilon is None else cap.epsilon
+        # Counting may take seconds, so it is done (and cached) before others are locked out, and
+        # anew inside only if another process has charged something in between.
+        self._around(self.entries(), charge, cap.delta)
         with self._store.writing() as draft:
             self._must_count(draft.entries, reservation.unit)
-            spent = self._charges(draft.entries)
-            before = epsilon(spent, cap.delta)
-            after = epsilon([*spent, charge], cap.delta)
+            before, after = self._around(draft.entries, charge, cap.delta)
             if after <= limit:
                 return Receipt(draft.add("reserve", _body(reservation)), before, after)
-        fits = most_steps(spent, charge, cap.delta, limit)
+        fits = most_steps(self._charges(draft.entries), charge, cap.delta, limit)
         raise RefusedError(
             f"{self.path}: {charge.steps} more steps would take epsilon from {before:.4g} to "
             f"{after:.4g} at delta {cap.delta:g}; the cap is {limit:.4g}, and {fits} steps fit",
@@ -151,6 +152,11 @@ class Ledger:
         entries = self.entries()
         write_bytes(out, "".join(canonical(asdict(entry)) + "\n" for entry in entries).encode())
         return head_of(entries)
+
+    def _around(self, entries: list[Entry], charge: Charge, delta: float) -> tuple[float, float]:
+        """Epsilon before and after a further charge."""
+        spent = self._charges(entries)
+        return epsilon(spent, delta), epsilon([*spent, charge], delta)
 
     def _must_count(self, entries: list[Entry], unit: str) -> None:
         counted = entries[0].body["unit"]

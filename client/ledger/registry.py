@@ -46,9 +46,7 @@ def claim(cache_folder: Path, ledger: Path, ledger_id: str, patients: Sequence[s
         try:
             if not mine.exists() or _noted(mine) != value:
                 write_json(mine, value)
-        except LedgerError:
-            raise
-        except InputError as error:
+        except InputError as error:  # of which a LedgerError is one
             raise LedgerError(error.problems) from None
 
 

@@ -28,7 +28,8 @@ _PRV_LIMIT = 60.0  # epsilon above which RDP alone counts: such a bound protects
 # The error that PRV adds: of this share of epsilon, and at least so much. Opacus' default of 0.01
 # would be a sixth of a spend of 0.06.
 _ERROR_SHARE, _LEAST_ERROR = 0.005, 0.0015
-_COARSE = 5.0  # times that error, in a first pass
+# In a first pass: times that error, and never more, for PRV's guarantee needs an error below 1.
+_COARSE, _MOST_ERROR = 5.0, 0.5
 _LEAST_DELTA = 1e-10  # below it, rounding in PRV's Fourier transforms shows: RDP alone counts
 # The order of the RDP bound that fits best is small for a large epsilon, and large for a small one.
 _ORDERS = [1.0 + x / 10.0 for x in range(1, 100)] + [float(x) for x in range(12, 64)]
@@ -94,8 +95,8 @@ def solve_noise(epsilon: float, delta: float, sampling_rate: float, steps: int) 
 
     low, high = LEAST_NOISE, 1.0
     while spent(high) > epsilon:
-        low, high = high, 2.0 * high
-        if high > MOST_NOISE:
+        low, high = high, min(2.0 * high, MOST_NOISE)
+        if low == MOST_NOISE:
             found = f"epsilon {epsilon:g} for {steps} steps at a sampling rate of {sampling_rate:g}"
             allowed = f"what a noise multiplier of {MOST_NOISE:g} or less can keep"
             next_step = "Ask for a larger epsilon, fewer rounds or smaller batches."
@@ -149,8 +150,8 @@ def _epsilon(history: _History, delta: float) -> float:
         # RDP may be a hundred times too high for a few steps, and so would the error taken from
         # it be. A coarse pass finds the size of epsilon. It depends on nothing but the bound, so
         # that epsilon never falls when steps are added.
-        coarse = _prv_epsilon(history, delta, _COARSE * _error(bound))
-        bound = min(bound, coarse)
+        error = min(_COARSE * _error(bound), _MOST_ERROR)
+        bound = min(bound, _prv_epsilon(history, delta, error))
     return max(0.0, min(bound, _prv_epsilon(history, delta, _error(bound))))
 
 

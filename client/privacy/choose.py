@@ -15,19 +15,25 @@ from client.privacy.vmap import VmapEngine
 from common.errors import InputError, Problem
 from common.model import MultitaskModel
 
+# Parameters below which the loop spends more time on Python than on the network.
+SMALL = 1_000_000
+
 EngineName = Literal["auto", "loop", "opacus", "vmap"]
 
 
 def open_engine(name: EngineName, model: MultitaskModel, device: torch.device) -> Engine:
     """The engine of a site for what the model trains at the time of the call.
 
-    auto: on a CPU the loop, which is the fastest there; on a GPU vmap where the network allows
-    it, since a loop leaves a GPU idle. Opacus is imported only for an engine of that name.
+    auto: on a CPU the loop, which is the fastest there but for small networks; for those, and
+    on a GPU, which a loop would leave idle, vmap where the network allows it.
+    Opacus is imported only for an engine of that name.
     Raises InputError for a network on which the engine would be wrong.
     """
     problems = _batch_problems(model)
     if name == "auto":
-        name = "vmap" if device.type == "cuda" and not _vmap_problems(model) else "loop"
+        small = sum(p.numel() for p in model.parameters()) < SMALL
+        prefers = device.type == "cuda" or small
+        name = "vmap" if prefers and not _vmap_problems(model) else "loop"
     if name == "vmap":
         problems += _vmap_problems(model)
     if name == "opacus":
@@ -79,7 +85,7 @@ def _opacus_problems(model: nn.Module) -> list[Problem]:
 def _opacus_reason(module: nn.Module) -> str | None:
     """Why Opacus would be wrong about a layer; None where nothing is known against it."""
     own = [p for p in module.parameters(recurse=False) if p.requires_grad]
-    if own and any(True for _ in module.buffers(recurse=False)):
+    if own and any(True for _ in module.buffers()):
         return "trained weights beside a buffer"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding mode {getattr(module, 'padding_mode', '')}"

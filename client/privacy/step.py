@@ -41,13 +41,13 @@ class PrivateStep:
         materials: portions of the step's units; none at all is a step of pure noise, which
         counts like any other.
         """
-        total = [torch.zeros_like(parameter) for parameter in self._parameters]
+        # In float64: rounding of a float32 sum could lift one unit's share above the clipping norm.
+        total = [torch.zeros_like(p, dtype=torch.float64) for p in self._parameters]
         for material in materials:
             self._engine.add_clipped(material, weights, self._clip, total)
         for parameter, clipped in zip(self._parameters, total, strict=True):
-            parameter.grad = self._noisy(clipped)
+            parameter.grad = self._noisy(clipped).to(parameter.dtype)
 
     def _noisy(self, clipped: Tensor) -> Tensor:
         noise = self._random.normal(tuple(clipped.shape), self._noise * self._clip)
-        noisy = (clipped.double() + noise.to(clipped.device)) / self._batch
-        return noisy.to(clipped.dtype)
+        return clipped.add_(noise.to(clipped.device)).div_(self._batch)

@@ -4,7 +4,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from client.report import words
+from client.report import policy_words, words
 from client.report.facts import Message, PrivacyFacts
 from client.report.plots import alternative, spending
 from common.page import figure_source, render_page
@@ -16,7 +16,7 @@ ACTIONS = {"train": "update of a round", "finish": "scores after the last round"
 
 def render(facts: PrivacyFacts) -> str:
     """The page as text; the same facts give the same page."""
-    kinds = message_kinds(facts.messages)
+    kinds, changes = message_kinds(facts.messages), facts.policy_changes
     return render_page(
         TEMPLATE,
         {
@@ -41,8 +41,10 @@ def render(facts: PrivacyFacts) -> str:
             "total_bytes": f"{sum(message.bytes for message in facts.messages):,}",
             "kinds": [(letter, ", ".join(keys) or "nothing") for keys, letter in kinds.items()],
             "refusals": _refusals(facts),
-            "policy": words.policy_rows(facts.policy),
-            "changes": [(_time(c.at), words.change(c.changed)) for c in facts.policy_changes],
+            "policy": policy_words.rows(facts.policy),
+            "changes": [
+                (_time(c.at), policy_words.change(c.changed)) for c in facts.policy_changes
+            ],
             "events": [(_time(n.at), _EVENTS[n.kind], n.text) for n in facts.notes],
             "audit": words.audit_text(facts),
             "audit_fails": facts.audit is not None and facts.audit.contradicts,

@@ -80,8 +80,11 @@ class _Costs:
     delta: float
 
     def scores(self, rounds: int) -> int:
-        """Noised scores in the next so many rounds."""
-        return (self.first - 1 + rounds) // self.every - (self.first - 1) // self.every
+        """Noised scores in the next so many rounds; the finish, after the last, has its own."""
+        done = self.first - 1
+        last, every = done + rounds, self.every
+        finish = rounds > 0 and last == self.asked.rounds and last % every == 0
+        return last // every - done // every + finish
 
     def epsilon(self, rounds: int, scores: int) -> float:
         """Epsilon after so many further rounds and scores."""

@@ -14,14 +14,11 @@ from common.privacy_words import delta_text, epsilon_text
 
 
 def print_ledger(console: Console, entries: Sequence[Entry]) -> None:
-    """Every entry in one line."""
-    table = Table("no.", "UTC", "kind", "what", "hash", box=None, pad_edge=False)
+    """Every entry in one line, however wide the terminal is."""
     for entry in entries:
-        # Text, not str: what a ledger holds must not be read as Rich's markup.
         at = entry.at[:19].replace("T", " ")
-        cells = (str(entry.number), at, entry.kind, describe(entry), entry.sha256[:12])
-        table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
+        line = f"{entry.number:>5}  {at}  {entry.sha256[:12]}  {entry.kind:<8} {describe(entry)}"
+        console.print(Text(line.rstrip()))
 
 
 def describe(entry: Entry) -> str:

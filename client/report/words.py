@@ -1,9 +1,7 @@
 """The sentences of a site's privacy report. Short words first; no more is claimed than is true."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from client.policy import Policy
 from client.report.facts import Mechanism, PrivacyFacts, Run
 from common.privacy_words import (
     DASH,
@@ -159,7 +157,8 @@ def mechanism(item: Mechanism) -> str:
     """A mechanism in one line of numbers."""
     if item.noise_multiplier == 0:
         return "none: no clipping, no noise"
-    text = f"σ {item.noise_multiplier:g}, q {item.sampling_rate:.4g}, {item.steps:,} steps"
+    steps = "1 step" if item.steps == 1 else f"{item.steps:,} steps"
+    text = f"σ {item.noise_multiplier:g}, q {item.sampling_rate:.4g}, {steps}"
     return text if item.purpose == "metrics" else f"{text}, C {item.clipping_norm:g}"
 
 
@@ -200,7 +199,7 @@ def serving(facts: PrivacyFacts) -> str:
         return ""
     return (
         "For use inside this hospital, heads were also fitted without noise (serving heads). The "
-        "encoder and everything that left do not depend on them. They themselves are protected by "
+        "encoder and the updates that left do not depend on them. They themselves are protected by "
         "one thing only: they stay here. Whoever copies them out of this site breaks the guarantee."
     )
 
@@ -215,9 +214,9 @@ def audit_text(facts: PrivacyFacts) -> str:
     audit = facts.audit
     if audit is None:
         return (
-            "Not here: no audit result lies in this site’s reports. To make one: consilium-sim audit "
-            "--out SITE-FOLDER/reports/audit.json. It is a dry run with made-up canaries that tries "
-            "to catch noise or clipping at fault, and spends no budget."
+            "Not here: no audit result lies in this site’s reports. To make one: consilium-sim "
+            "audit --out SITE-FOLDER/reports/audit.json. It is a dry run with made-up canaries; it "
+            "tries to catch faults of noise or clipping and spends no budget."
         )
     share = f"{100 * audit.confidence:g} %"
     text = (
@@ -275,52 +274,3 @@ def limits(facts: PrivacyFacts) -> list[str]:
         "page.",
         "This is research software. It is not a medical device.",
     ]
-
-
-def policy_rows(policy: Policy) -> list[tuple[str, str]]:
-    """The policy in force, a question and an answer a row."""
-    cap = "none set: no private plan may run" if policy.epsilon is None else f"{policy.epsilon:g}"
-    joins = {
-        "whole-plan": "refused before its first step",
-        "until-spent": "accepted; the site stops when the cap is reached",
-    }
-    scores = {
-        "none": "none",
-        "coarse": "means to two decimals, only from plans without differential privacy",
-        "full": "all, only from plans without differential privacy",
-        "noised": f"one loss a round, noised (σ {policy.metrics_noise:g}) and charged",
-    }
-    refuse = policy.non_private == "refuse"
-    slot = "no" if policy.reply_slot is None else f"yes, every {policy.reply_slot:g} s"
-    return [
-        ("Lifetime cap on epsilon", cap),
-        ("Delta at which it is meant", delta_text(policy.delta)),
-        ("Unit that must be protected", UNITS[policy.unit]),
-        ("Plans without differential privacy", "refused" if refuse else "allowed"),
-        ("Smallest noise multiplier", f"{policy.min_noise_multiplier:g}"),
-        ("Largest clipping norm", f"{policy.max_clipping_norm:g}"),
-        ("A plan that the budget cannot finish", joins[policy.join]),
-        ("Scores that may leave", scores[policy.metrics]),
-        (
-            "Fewest positives and negatives of a finding that counts in a score",
-            str(policy.min_cell),
-        ),
-        ("Is the spending told to the coordinator", "yes" if policy.disclose_spend else "no"),
-        ("Do answers leave at fixed times", slot),
-        ("Stricter noise generator", "yes" if policy.strict_noise else "no"),
-    ]
-
-
-def change(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """A change of the policy in one line."""
-    if not changed:
-        return "first policy recorded"
-    return "; ".join(f"{key}: {_plain(old)} → {_plain(new)}" for key, (old, new) in changed.items())
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -108,13 +108,14 @@ def canary_portions(audit: Audit, taken: Rows) -> Iterator[Material]:
     """The canaries `taken`, (U,) int64, as portions of annotated units.
 
     One pixel is lit, one finding is annotated, and it is present. At the head's initial bias the
-    gradient is then about `LOUDNESS` clipping norms, along that pixel's weight.
+    gradient is then at least about `LOUDNESS` clipping norms, and as many times longer along
+    that pixel's weight than along the bias.
     """
     for start in range(0, len(taken), PORTION):
         lit = torch.from_numpy(taken[start : start + PORTION])
         units = len(lit)
         images = torch.zeros(units, 1, 1, audit.canaries)
-        images[torch.arange(units), 0, 0, lit] = LOUDNESS * audit.clipping_norm
+        images[torch.arange(units), 0, 0, lit] = LOUDNESS * max(1.0, audit.clipping_norm)
         targets, known = (torch.zeros(units, len(FINDINGS)) for _ in range(2))
         targets[:, 0] = known[:, 0] = 1
         nothing = torch.zeros(0, dtype=torch.int64)

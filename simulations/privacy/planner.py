@@ -159,10 +159,20 @@ def _choice(name: str, noise: float, question: Question) -> Choice:
     spent = epsilon([Charge(noise, rate, total)], delta)
     within = None
     if question.cap is not None:
-        within = most_steps([], Charge(noise, rate, MOST_PLANS * total), delta, question.cap)
+        within = _steps_within(question.cap, noise, question)
     relative = 1e4 * noise / question.batch
     deviation = noise * question.clip / question.batch
     return Choice(name, noise, spent, deviation, relative, within, hint(relative))
+
+
+def _steps_within(cap: float, noise: float, question: Question) -> int:
+    """The most steps that the cap allows, counted up to MOST_PLANS times the plan's."""
+    rate, delta = question.rate, question.at_delta
+    limit, last = 1, MOST_PLANS * question.rounds * question.steps
+    # From below: far above the cap the accountant is slow, and its answer of no use.
+    while limit < last and epsilon([Charge(noise, rate, limit)], delta) <= cap:
+        limit = min(2 * limit, last)
+    return most_steps([], Charge(noise, rate, limit), delta, cap)
 
 
 def hint(relative: float) -> str:

@@ -172,6 +172,33 @@ def test_opacus_refuses_trained_weights_beside_a_buffer() -> None:
     open_engine("opacus", model, CPU)
 
 
+def test_opacus_refuses_a_buffer_anywhere_below_a_trained_weight() -> None:
+    class Parent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(16, 1, 1))
+            self.inner = Buffered().requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            inner: Tensor = self.inner(x)
+            return inner * self.weight
+
+    assert "encoder.stages.0.6: Parent" in refusal("opacus", with_layer(Parent))
+
+
+def test_opacus_refuses_a_layer_that_sees_only_some_rows() -> None:
+    class Half(Permuted):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.conv(x[:2]), x[2:]])
+
+    model = with_layer(Half)
+    with pytest.raises(InputError, match="cannot tell the rows of this network apart"):
+        open_engine("opacus", model, CPU).add_clipped(
+            make_material(model), EVERYTHING, 1.0, zeros(model)
+        )
+    untouched(model)
+
+
 @pytest.mark.parametrize("layer", [Permuted, Twice])
 def test_opacus_is_stopped_where_its_gradients_are_wrong(layer: Callable[[], nn.Module]) -> None:
     """Nothing is added then, and the model is as before: the loop can take over."""
@@ -219,8 +246,12 @@ def test_opacus_refuses_operations_in_place_and_the_others_do_not() -> None:
     untouched(model)
 
 
-def test_auto_is_the_loop_on_a_cpu_and_vmap_on_a_gpu() -> None:
+def test_auto_is_vmap_for_small_networks_and_on_a_gpu_and_else_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = noisy_model()
+    assert isinstance(open_engine("auto", model, CPU), VmapEngine)
+    monkeypatch.setattr("client.privacy.choose.SMALL", 1)
     assert isinstance(open_engine("auto", model, CPU), LoopEngine)
     assert isinstance(open_engine("auto", model, GPU), VmapEngine)
     dropping = with_layer(lambda: nn.Dropout(0.1))

@@ -78,3 +78,29 @@ def test_smuggled_field_may_not_leave() -> None:
 
 def test_no_metrics_are_fine() -> None:
     check_metrics({}, PLAN)
+
+
+PRIVATE = Plan.model_validate(
+    {
+        "name": "p",
+        "training": {"local_steps": 1, "max_gradient_norm": None},
+        "privacy": {"mode": "dp-sgd", "noise_multiplier": 1.0},
+        "federation": {"weighting": "equal"},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"metrics": {"train_loss": 0.1}}, "train_loss of a private plan is not noised"),
+        ({"metrics": {"val_dice": 0.9}}, "val_dice of a private plan is not noised"),
+        ({"seconds": 3.5}, "how long private training took"),
+        ({"spent": {"patients": 731}}, "not what may be told"),
+    ],
+)
+def test_a_private_update_tells_nothing_un_noised(change: dict[str, object], reason: str) -> None:
+    good = replace(GOOD, plan_sha256=PRIVATE.sha256, metrics={"val_noised_loss": 0.3}, seconds=0.0)
+    check_leaving(good, PRIVATE, 2, "ward", LAYOUT)
+    with pytest.raises(RefusedError, match=reason):
+        check_leaving(replace(good, **change), PRIVATE, 2, "ward", LAYOUT)

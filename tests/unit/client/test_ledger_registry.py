@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import LedgerError, claim
-from common.errors import RefusedError
+from client.ledger import LedgerError, claim, registry
+from common.errors import InputError, Problem, RefusedError
 from tests.unit.client.ledgers import started
 
 FORK = multiprocessing.get_context("fork")
@@ -99,6 +99,18 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(LedgerError, match="writable folder"):
         claim(tmp_path / "cache", tmp_path / "l", A, [1])
+
+
+def test_a_note_that_cannot_be_written(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise InputError(Problem(str(path), "", "No space left", "a writable file", "Free space."))
+
+    monkeypatch.setattr(registry, "write_json", full)
+    with pytest.raises(LedgerError, match="No space left") as caught:
+        claim(cache, tmp_path / "l", A, [1])
+    assert caught.value.code == "ledger-damaged"
 
 
 def test_an_identity_cannot_lead_elsewhere(cache: Path, tmp_path: Path) -> None:

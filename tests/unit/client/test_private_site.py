@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +262,17 @@ def test_every_message_is_in_the_ledger_before_it_leaves(cache: Cache, tmp_path:
     assert entry.body["bytes"] == parcel.bytes
     assert entry.body["keys"] == sorted([*parcel.arrays, *parcel.config])
     assert dataclasses.asdict(site.gate.ledger.head())["entries"] == 4
+
+
+def test_answers_leave_at_full_slots(cache: Cache, tmp_path: Path) -> None:
+    site, plan = fresh(cache, tmp_path, policy={"reply_slot": 2.0}), private_plan()
+    shared = start(plan)
+    broadcast = Broadcast(
+        plan.to_json(), 1, array_sha256(shared), np.zeros_like(shared), base=shared
+    )
+    for _ in range(2):  # the second is sent again without training, and takes as long to answer
+        begun = time.monotonic()
+        answer("train", pack_broadcast(broadcast, "bf16"), site.folder.path)
+        slots = (time.monotonic() - begun) / 2.0
+        assert slots > 0.99
+        assert slots - int(slots + 0.01) < 0.1

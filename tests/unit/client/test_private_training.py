@@ -193,3 +193,38 @@ def test_augmentation_of_a_unit_does_not_follow_from_the_plan(site: Site) -> Non
         for _ in range(2)
     )
     assert not torch.equal(first.batch.images, second.batch.images)
+
+
+def test_no_image_changes_what_becomes_of_another(site: Site) -> None:
+    """Images are standardised one by one, and no layer looks at two of them."""
+    model = build_model(private_plan()).train()
+    images = site.data.pictures(site.data.rows("train"))
+    together, alone = model(images), model(images[:1])
+    brighter = model(torch.cat([images[:1], images[1:] * 0.1 + 0.5]))
+    for other in (alone, brighter):
+        assert torch.allclose(together.findings[:1], other.findings[:1], atol=1e-5)
+        assert torch.allclose(together.lungs[:1], other.lungs[:1], atol=1e-4)
+
+
+def test_the_proximal_term_comes_after_the_noise(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a gradient of 0.01 everywhere, two steps of FedProx can be worked out by hand."""
+    monkeypatch.setattr(PrivateStep, "_noisy", lambda _, clipped: torch.full_like(clipped, 0.01))
+    mu, rate = 2.0, 0.1
+    plan = private_plan(
+        training={
+            "local_steps": 2,
+            "optimizer": "sgd",
+            "schedule": "constant",
+            "warmup_rounds": 0.0,
+            "learning_rate": rate,
+            "weight_decay": 0.0,
+        },
+        federation={"strategy": {"name": "fedprox", "proximal_mu": mu}},
+    )
+    start, after = build_model(plan), trained(plan, site, settings(site))
+    first = rate * 0.01
+    momentum = 0.9 * 0.01 + (0.01 - mu * first)
+    for one, other in zip(start.encoder.parameters(), after.encoder.parameters(), strict=True):
+        assert torch.allclose(one - other, torch.full_like(one, first + rate * momentum), atol=1e-6)

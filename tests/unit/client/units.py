@@ -17,7 +17,7 @@ EVERYTHING = Weights(1.0, 0.7, 0.5, 0.3, 0.2)
 # (unit, number of findings that are annotated or open, has lungs) of each row: units of one to
 # three rows, one without masks, one without labels, one with nothing at all, one without lessons.
 ROWS = [(0, 14, True), (0, 3, False), (0, 0, True), (1, 14, False), (2, 0, True), (3, 0, False)]
-LESSONS = [(1, 14, True), (0, 2, False), (1, 0, True), (3, 0, False)]
+LESSONS = [(1, 14, True), (0, 2, False), (0, 0, True), (3, 0, False)]
 Rows = Sequence[tuple[int, int, bool]]
 
 

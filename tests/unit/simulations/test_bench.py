@@ -30,6 +30,16 @@ from simulations.bench.gpu import GpuScale, main, measure_gpu, report
 from simulations.bench.intervals import official_test, synthetic_test
 from simulations.bench.learner import bench_plan, compared_rounds, make_learner
 from simulations.bench.material import FULL, Material, Scale
+from simulations.bench.privacy import (
+    PeakUnknownError,
+    most_memory,
+    peak,
+    step_of,
+    synthetic_batch,
+)
+from simulations.bench.privacy import (
+    main as peak_main,
+)
 from simulations.bench.table import number
 from simulations.bench.timing import Goal, cores, interleave, machine, quotients, row
 
@@ -38,6 +48,8 @@ CPU = torch.device("cpu")
 TINY = Scale(
     backbone="tiny",
     image_size=32,
+    private_backbone="tiny",
+    private_image_size=32,
     batch_size=4,
     steps=2,
     png_size=64,
@@ -55,7 +67,7 @@ ROW_KEYS = {"row", "what", "value", "unit", "goal", "met", "low", "high", "note"
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    return measure([11, 1, 2, 3, 4, 5, 8, 8], 2, TINY)
+    return measure([11, 1, 2, 3, 4, 5, 8, 8, 9], 2, TINY)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +77,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
 def test_every_row_is_a_finite_positive_number_with_its_range_and_goal(measured):
     rows = measured["rows"]
-    assert [each["row"] for each in rows] == [1, 2, 3, 4, 5, 5, 5, 5, 8, 8, 11]
+    assert [each["row"] for each in rows] == [1, 2, 3, 4, 5, 5, 5, 5, 8, 8, 9, 9, 11]
     for each in rows:
         assert set(each) == ROW_KEYS
         assert math.isfinite(each["value"])
@@ -82,7 +94,7 @@ def test_only_the_masks_on_every_image_figures_have_no_goal(measured):
 
 def test_the_result_names_machine_date_and_command_and_is_json(measured, tmp_path):
     json.dumps(measured, allow_nan=False)
-    assert measured["command"] == "consilium-sim bench --only 1,2,3,4,5,8,11 --repeats 2"
+    assert measured["command"] == "consilium-sim bench --only 1,2,3,4,5,8,9,11 --repeats 2"
     facts = measured["machine"]
     assert facts["cores"] == cores()
     assert facts["torch"].split("+")[0] == torch.__version__.split("+")[0]
@@ -109,7 +121,7 @@ def test_wire_formats_cost_two_and_four_bytes_a_parameter(measured):
 @pytest.mark.parametrize(
     ("rows", "repeats", "message"),
     [
-        ([1, 7], 5, "bench: --only: found 7; allowed: rows among 1, 2, 3, 4, 5, 6, 8, 11"),
+        ([1, 7], 5, "bench: --only: found 7; allowed: rows among 1, 2, 3, 4, 5, 6, 8, 9, 11"),
         ([], 5, "bench: --only: found no row"),
         ([1], 0, "bench: --repeats: found 0; allowed: 1 or more"),
     ],
@@ -165,6 +177,7 @@ def test_the_archive_has_enough_files_for_all_cores_and_the_cache_has_masks(mate
 def test_the_full_scale_is_the_one_that_the_goals_are_about():
     assert (FULL.backbone, FULL.image_size, FULL.batch_size) == ("resnet18", 128, 16)
     assert (FULL.png_size, FULL.tested_images, FULL.resamples) == (1024, 25_596, 1000)
+    assert (FULL.private_backbone, FULL.private_image_size) == ("densenet121", 224)
     assert FULL.client_seconds > 5
 
 
@@ -193,6 +206,40 @@ def test_the_bytes_of_a_run_are_counted_per_site_and_parameter_without_its_first
     later = {**first, "bytes_up": 4 * parameters, "bytes_down": 4 * parameters}
     material.rounds = [first, later]
     assert traffic(material, 1)[-1].value == 2.0
+
+
+def test_both_kinds_of_step_train_the_same_network_on_the_same_images(monkeypatch):
+    learners = []
+    true = make_learner
+    monkeypatch.setattr(
+        "simulations.bench.privacy.make_learner",
+        lambda *given: learners.append(true(*given)) or learners[-1],
+    )
+    works = [step_of(kind, "tiny", 32, 4) for kind in ("plain", "private")]
+    starts = [flatten(each.model, shared_layout(each.model, "shared")) for each in learners]
+    np.testing.assert_array_equal(*starts)
+    for work, learner, start in zip(works, learners, starts, strict=True):
+        work()
+        end = flatten(learner.model, shared_layout(learner.model, "shared"))
+        assert np.abs(end - start).max() > 0
+    batch = synthetic_batch(32, 4)
+    assert (batch.units, batch.images.shape) == (4, (4, 1, 32, 32))
+    assert torch.equal(batch.images, synthetic_batch(32, 4).images)
+
+
+def test_the_peak_is_of_the_process_that_takes_the_steps(capsys):
+    ballast = np.ones(300_000_000, dtype=np.uint8)  # its own 300 MB must not count
+    here = most_memory()
+    assert here > 300
+    assert 50 < peak("private", TINY) < here
+    del ballast
+    peak_main("plain", "tiny", 32, 2)
+    assert float(capsys.readouterr().out) >= here
+
+
+def test_steps_that_fail_are_an_error_that_says_why():
+    with pytest.raises(PeakUnknownError, match=r"private steps of row 9 failed: .*'none'"):
+        peak("private", Scale(**{**vars(TINY), "private_backbone": "none"}))
 
 
 def test_interleaving_warms_up_once_and_rotates_the_order():
