@@ -10,6 +10,7 @@ from client.batches import SiteData
 from client.ledger import Cap, Ledger, Reservation, claim
 from client.policy import check_noise, check_plan, permitted
 from client.privacy.accounting import Charge, most_steps
+from client.privacy.accounting import epsilon as epsilon_of
 from client.privacy.budget import Asked, asked
 from client.privacy.scores import noised_loss
 from client.settings import SiteFolder
@@ -82,7 +83,7 @@ class Gate:
         if policy.metrics != "noised":
             return permitted(policy, plan, metrics)
         number = plan.federation.rounds if round_number is None else round_number
-        if number % plan.evaluation.every != 0:
+        if round_number is not None and number % plan.evaluation.every != 0:
             return {}
         charge = Charge(policy.metrics_noise, 1.0, 1)
         cap = self._cap if plan.privacy.mode != "off" else Cap(None, policy.delta)
@@ -158,9 +159,12 @@ class Gate:
         if begun or policy.join == "until-spent":
             return
         whole = needs.charge(needs.rounds - round_number + 1)
-        epsilon = self.ledger.project(whole, policy.delta)
+        spent = self.ledger.charges()
+        if policy.metrics == "noised":  # one score at each validation, and one at the finish
+            scores = needs.rounds // plan.evaluation.every + 1
+            spent.append(Charge(policy.metrics_noise, 1.0, scores))
+        epsilon = epsilon_of([*spent, whole], policy.delta)
         if policy.epsilon is not None and epsilon > policy.epsilon:
-            spent = self.ledger.charges()
             fits = most_steps(spent, whole, policy.delta, policy.epsilon)
             raise RefusedError(
                 f"plan {plan.name}: epsilon would be {epsilon:.3f} after its {whole.steps} steps; "

@@ -160,20 +160,19 @@ class Site:
         use inside the site only, and no training reads them. Nothing leaves but the scores that
         the policy allows. Raises RefusedError when policy or budget say no.
         """
-        asked = self.gate.admit(plan, round_number)
-        resident = self._as_of(plan, round_number, shared)
-        private, fits = asked is not None, plan.training.head_epochs > 0
-        if private:
-            write_arrays(self.final_model(plan), all_parameters(resident.model))
-        if fits:
+        private = self.gate.admit(plan, round_number) is not None
+        resident, fits = self._as_of(plan, round_number, shared), plan.training.head_epochs > 0
+        if fits and not private:
             fit_findings_head(resident.model, self.data, plan, round_number, self.name)
-        if not private:
-            write_arrays(self.final_model(plan), all_parameters(resident.model))
-        elif fits:
-            self.gate.serving(plan, round_number)
-            write_arrays(self.serving_model(plan), all_parameters(resident.model))
+        write_arrays(self.final_model(plan), all_parameters(resident.model))
         metrics = self._scores(resident, plan, round_number).metrics
-        return Scores(self.gate.leaving(plan, None, metrics, resident.model, self.data))
+        leaving = self.gate.leaving(plan, None, metrics, resident.model, self.data)
+        if fits and private:
+            # After what leaves was worked out: a score of these heads would have no bound.
+            self.gate.serving(plan, round_number)
+            fit_findings_head(resident.model, self.data, plan, round_number, self.name)
+            write_arrays(self.serving_model(plan), all_parameters(resident.model))
+        return Scores(leaving)
 
     def final_model(self, plan: Plan) -> Path:
         """Where `finish` puts the site's personal model: all its parameters by name."""

@@ -42,9 +42,7 @@ def render(facts: PrivacyFacts) -> str:
             "kinds": [(letter, ", ".join(keys) or "nothing") for keys, letter in kinds.items()],
             "refusals": _refusals(facts),
             "policy": policy_words.rows(facts.policy),
-            "changes": [
-                (_time(c.at), policy_words.change(c.changed)) for c in facts.policy_changes
-            ],
+            "changes": [(_time(c.at), policy_words.change(c.changed)) for c in changes],
             "events": [(_time(n.at), _EVENTS[n.kind], n.text) for n in facts.notes],
             "audit": words.audit_text(facts),
             "audit_fails": facts.audit is not None and facts.audit.contradicts,

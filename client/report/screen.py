@@ -25,9 +25,10 @@ def describe(entry: Entry) -> str:
     """An entry's body in a few words."""
     body = entry.body
     if entry.kind == "reserve":
+        steps = "1 step" if body["steps"] == 1 else f"{body['steps']} steps"
         noise = f"noise {body['noise_multiplier']:g}" if body["noise_multiplier"] else "no noise"
         return (
-            f"{body['purpose']}, {body['plan_name']} round {body['round']}: {body['steps']} steps, "
+            f"{body['purpose']}, {body['plan_name']} round {body['round']}: {steps}, "
             f"{noise}, rate {body['sampling_rate']:.4g}"
         )
     if entry.kind == "sent":

@@ -13,11 +13,13 @@ from client.cache import Cache
 from client.ledger import LedgerError
 from client.privacy.accounting import epsilon
 from client.privacy.budget import asked
+from client.privacy.scores import noised_loss
 from client.resident import Resident, all_parameters
 from client.site import Site
 from client.states import States
 from common.checkpoint import array_sha256, read_arrays
 from common.errors import LayoutError, RefusedError
+from common.model import MultitaskModel
 from common.update import Broadcast
 from common.wire import pack_broadcast, pack_update, unpack_update
 from tests.conftest import ArchiveFactory
@@ -211,6 +213,26 @@ def test_serving_heads_stay_and_nothing_reads_them(cache: Cache, tmp_path: Path)
         same = np.array_equal(values, served[name])
         assert same == (not name.startswith("findings.")), name
     assert kinds(site)[-1] == "serving"
+
+
+def test_a_noised_score_is_of_the_heads_with_noise(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score of heads fitted without noise would have no bound, whatever noise it gets."""
+    policy = {"metrics": "noised", "metrics_noise": 4.0}
+    site = fresh(cache, tmp_path, policy=policy)
+    plan = private_plan(training={"head_epochs": 2}, privacy={"serving_heads": True})
+    shared, scored = start(plan), []
+
+    def spy(model: MultitaskModel, *rest: object) -> dict[str, float]:
+        scored.append(all_parameters(model))
+        return noised_loss(model, *rest)
+
+    site.train(plan, 1, shared)
+    monkeypatch.setattr("client.gate.noised_loss", spy)
+    assert list(site.finish(plan, 3, shared).metrics) == ["val_noised_loss"]
+    final = read_arrays(site.final_model(plan))
+    assert all(np.array_equal(values, final[name]) for name, values in scored[0].items())
 
 
 def test_training_reads_no_serving_head(cache: Cache, tmp_path: Path) -> None:

@@ -232,7 +232,9 @@ def test_numbers_for_people(found):
         "0.123",
         "1.23e+03",
     ]
-    assert steps_text(found, found.choices[0]) == "≥ 80"
+    assert steps_text(found, found.choices[0]) == "72"
+    generous = answer(Question(400, 4, 2, 200, cap=100.0))
+    assert steps_text(generous, generous.choices[0]) == "≥ 80"
 
 
 def test_the_command_prints_the_table_and_writes_page_and_json(found, tmp_path):
