@@ -13,6 +13,7 @@ from torchvision.models import DenseNet121_Weights, ResNet18_Weights, ResNet50_W
 from common.encoder import Encoder, build_encoder, fold_batch_norm
 from common.errors import InputError, Problem
 from common.heads import FindingsHead, LungsHead
+from common.parameters import ENCODER
 from common.plan import Plan
 from common.saliency import PLANES, bridge_planes
 from common.sections import ModelPlan
@@ -108,26 +109,32 @@ def load_pretrained(encoder: Encoder, backbone: str, source: str) -> None:
     """Fill the encoder, in place, with a torchvision-style state dict of the same backbone.
 
     source: "imagenet" (through torchvision, which downloads once) or a local .safetensors or
-    state-dict file. The first convolution is summed over RGB, since a grey image is the same
+    state-dict file; of a whole model of ours, such as a site's final one, the encoder is taken.
+    The first convolution is summed over RGB, since a grey image is the same
     in all three; BatchNorm is folded into GroupNorm (`encoder.fold_batch_norm`).
     Raises InputError when the weights are not there, or are another network's.
     """
     state = _imagenet(backbone) if source == "imagenet" else _weight_file(Path(source))
-    by_stage = {_torchvision_name(name, backbone): name for name, _ in encoder.named_parameters()}
-    missing = [wanted for wanted in by_stage if wanted not in state]
+    own = any(name.startswith(ENCODER) for name in state)
+
+    def named(name: str) -> str:
+        return ENCODER + name if own else _torchvision_name(name, backbone)
+
+    wanted = [named(name) for name, _ in encoder.named_parameters()]
+    missing = [name for name in wanted if name not in state]
     if missing:
         raise InputError(
             Problem(
                 source,
                 f"weight {missing[0]!r}",
-                f"{len(missing)} of {len(by_stage)} weights missing",
+                f"{len(missing)} of {len(wanted)} weights missing",
                 f"a torchvision state dict of {backbone}",
                 "Use weights of the plan's backbone.",
             )
         )
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
-            value = _converted(_torchvision_name(name, backbone), state, parameter.shape)
+            value = _converted(named(name), state, parameter.shape)
             if value.shape != parameter.shape:
                 found = f"shape {tuple(value.shape)}"
                 allowed = str(tuple(parameter.shape))

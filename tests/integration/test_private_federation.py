@@ -22,20 +22,21 @@ pytestmark = pytest.mark.timeout(600)
 ROUNDS, STEPS, NOISE = 5, 2, 1.0
 
 
-def make_plan(name: str, **more: object) -> Plan:
+def make_plan(name: str, seed: int = 0, min_sites: int = 3) -> Plan:
     value: dict[str, object] = {
         "name": name,
+        "seed": seed,
         "model": {"backbone": "tiny", "image_size": 32, "decoder_width": 8},
         "training": {"local_steps": STEPS, "batch_size": 8, "max_gradient_norm": None},
         "privacy": {"mode": "dp-sgd", "noise_multiplier": NOISE, "images_per_unit": 1},
         "federation": {
-            "rounds": ROUNDS, "min_sites": 3, "round_timeout": 120.0, "weighting": "equal",
+            "rounds": ROUNDS, "min_sites": min_sites, "round_timeout": 120.0, "weighting": "equal",
         },
         "simulation": {
             "sites": 4, "phantom_images": 160, "partition": {"scheme": "hospitals"},
         },
     }  # fmt: skip
-    return plan_from_json(json.dumps(value | more))
+    return plan_from_json(json.dumps(value))
 
 
 def spend(site: Path, rounds: int) -> float:
@@ -48,13 +49,16 @@ def rounds_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Four hospitals; the budget of one lasts for three rounds, of another for nine."""
-    run = tmp_path_factory.mktemp("private") / "run"
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    """Four hospitals, none of which has done anything yet."""
+    run = tmp_path / "prepared"
     run.mkdir()
-    first = prepare(make_plan("first"), run, None, None, False, Console(file=io.StringIO()))
-    return first
+    return prepare(make_plan("first"), run, None, None, False, Console(file=io.StringIO()))
+
+
+def ledger_of(prepared: Prepared, name: str) -> Path:
+    return prepared.folder(name) / "ledger.sqlite"
 
 
 def cap(prepared: Prepared, name: str, rounds: int) -> None:
@@ -74,9 +78,8 @@ def federate(plan: Plan, run: Path, prepared: Prepared) -> str:
 
 
 def test_budgets_bind_while_the_others_go_on(prepared: Prepared, tmp_path: Path) -> None:
-    short, longer = prepared.sites[0], prepared.sites[1]
+    short = prepared.sites[0]
     cap(prepared, short, 3)
-    cap(prepared, longer, 9)
     run = tmp_path / "first"
     shown = federate(make_plan("first"), run, prepared)
     state = read_json(run / "state.json")
@@ -95,20 +98,6 @@ def test_budgets_bind_while_the_others_go_on(prepared: Prepared, tmp_path: Path)
     assert len(ledger.charges()) == 3
     assert [e.kind for e in ledger.entries()].count("refused") >= 2
     assert_reports(prepared, run, short)
-
-    # A second plan, by other processes, starts from what was really spent.
-    again = tmp_path / "second"
-    federate(make_plan("second", seed=5), again, prepared)
-    records = rounds_of(again)
-    assert read_json(again / "state.json")["exit_code"] == 0
-    assert all(short not in record["sites"] for record in records)
-    for record in records:
-        assert (longer in record["sites"]) == (record["round"] <= 4)  # 9 rounds, 5 were done
-        name = prepared.sites[2]
-        expected = spend(prepared.folder(name), ROUNDS + record["round"])
-        assert record["sites"][name]["spent"]["epsilon"] == pytest.approx(expected)
-    for name in prepared.sites:
-        verify(prepared.folder(name) / "ledger.sqlite")
 
 
 def assert_reports(prepared: Prepared, run: Path, short: str) -> None:
@@ -129,11 +118,35 @@ def assert_reports(prepared: Prepared, run: Path, short: str) -> None:
     assert "budget-spent" in page
 
 
+@pytest.mark.slow
+def test_a_second_plan_starts_from_what_was_really_spent(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    short, longer, other, _ = prepared.sites
+    cap(prepared, short, 3)
+    cap(prepared, longer, 9)
+    federate(make_plan("before", seed=4), tmp_path / "before", prepared)
+    done = {name: len(Ledger(ledger_of(prepared, name)).charges()) for name in prepared.sites}
+    assert (done[short], done[longer], done[other]) == (3, ROUNDS, ROUNDS)
+
+    run = tmp_path / "after"
+    federate(make_plan("after", seed=5, min_sites=2), run, prepared)
+    assert read_json(run / "state.json")["exit_code"] == 0
+    for record in rounds_of(run):
+        assert short not in record["sites"]
+        assert (longer in record["sites"]) == (record["round"] <= 4)  # 9 rounds, 5 were done
+        expected = spend(prepared.folder(other), ROUNDS + record["round"])
+        assert record["sites"][other]["spent"]["epsilon"] == pytest.approx(expected)
+    for name in prepared.sites:
+        verify(ledger_of(prepared, name))
+
+
+@pytest.mark.slow
 def test_when_every_budget_is_spent_the_run_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     for name in prepared.sites:
         cap(prepared, name, 1)
-    run = tmp_path / "third"
-    with pytest.raises(RunFailedError, match="budget") as caught:
-        federate(make_plan("third", seed=6), run, prepared)
+    run = tmp_path / "all"
+    with pytest.raises(RunFailedError, match=r"round 2 failed.*budget") as caught:
+        federate(make_plan("all"), run, prepared)
     assert caught.value.exit_code == 3
     assert read_json(run / "state.json")["exit_code"] == 3

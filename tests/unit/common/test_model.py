@@ -174,6 +174,16 @@ def test_torchvision_weights_load_from_a_file(tmp_path: Path, backbone: str, suf
     assert torch.allclose(stem, first.sum(dim=1, keepdim=True))
 
 
+@pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
+def test_the_encoder_of_a_model_of_ours_is_taken(tmp_path: Path, backbone: str) -> None:
+    plan = Plan(name="a", seed=5, model=ModelPlan(backbone=backbone))
+    model, encoder = build_model(plan), build_encoder(backbone)
+    save_file(dict(model.state_dict()), tmp_path / "final.safetensors")
+    load_pretrained(encoder, backbone, str(tmp_path / "final.safetensors"))
+    for theirs, ours in zip(model.encoder.parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(theirs, ours)
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)

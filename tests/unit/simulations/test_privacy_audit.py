@@ -96,7 +96,7 @@ def test_the_correct_step_stays_below_what_is_accounted():
     assert result["holds"]
     assert 0 <= result["epsilon_lower"] <= result["accounted"]
     assert result["accounted"] == epsilon([Charge(5.6, 0.5, 10)], 1e-5)
-    assert result["engine"] == "loop"
+    assert result["engine"] in ("loop", "vmap")  # what auto chose
     assert set(result) >= KEYS
     json.dumps(result, allow_nan=False)
 
