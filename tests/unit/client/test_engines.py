@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from client.privacy.choose import open_engine
-from client.privacy.engines import clip_and_add, clip_and_add_all
+from client.privacy.engines import clip_and_add, clip_and_add_all, run_all
 from client.privacy.material import Material, Weights, every_row, losses, one_unit, teaches
 from client.privacy.vmap import alike
 from common.model import MultitaskModel
@@ -315,3 +315,27 @@ def test_clipping_many_is_clipping_each(norm: float) -> None:
         clip_and_add([each[number] for each in rows], norm, apart)
         assert (flat(apart) - flat(before)).norm() <= norm * (1 + 1e-6)
     assert torch.allclose(flat(together), flat(apart), rtol=1e-5)
+
+
+def test_the_loop_works_side_by_side_and_gives_the_threads_back() -> None:
+    material, before = make_material(MODEL), torch.get_num_threads()
+    sums = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            sums.append(run("loop", MODEL, material, 0.1))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert agrees(*sums)
+
+
+def test_an_error_in_one_of_many_units_comes_through() -> None:
+    def work(number: int) -> None:
+        if number == 3:
+            raise ValueError("unit 3")
+
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="unit 3"):
+        run_all(work, 5, 2)
+    torch.set_num_threads(before)
