@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
+JOBS ?= 2  # tests side by side, each with one thread
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 # Plain pip and uv install the same locked files; uv is used when it is there, for its speed.
 ifeq ($(UV),)
@@ -29,7 +30,7 @@ demo: setup  ## four phantom hospitals learn together; ends with a table and a r
 	$(BIN)/consilium-sim run simulations/plans/demo.yaml --out $(RUN)
 
 test: setup  ## all fast tests with coverage, and the real Flower processes
-	$(BIN)/python -m pytest -q -m "not slow" --cov --cov-report=term:skip-covered --cov-report=json:build/coverage.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered --cov-report=json:build/coverage.json
 	$(BIN)/python -m tests.coverage_floor build/coverage.json
 
 lint: setup  ## ruff and strict mypy

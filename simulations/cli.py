@@ -1,7 +1,6 @@
 """`consilium-sim`: parse, wire, call. The work is in the modules that this one imports."""
 
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from rich.console import Console
 
 from client.nih import open_archive
 from common.checkpoint import read_json, write_json
-from common.errors import ConsiliumError, InputError, Problem
+from common.errors import InputError, Problem
 from common.plan import Plan, load_plan, plan_from_json
+from common.terminal import exit_on_error
 from simulations.options import (
     AsJson,
     DataOption,
@@ -42,12 +42,7 @@ Sites = Annotated[int | None, typer.Option(help="hospitals, instead of the plan'
 
 def main() -> None:
     """Entry point: errors become one clear message and the right exit code."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    try:
-        app()
-    except ConsiliumError as error:
-        console.print(f"error: {error}")
-        sys.exit(error.exit_code)
+    exit_on_error(app)
 
 
 @app.command()

@@ -4,7 +4,6 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from base64 import b64decode
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from common.findings import FINDINGS
 from common.metrics import auroc, calibration_table, choose_thresholds, macro, operating_table
 from common.subgroups import subgroup_table
 from server.report import write_report
+from tests.html_page import Page
 
 SITES = {"outpatient": 0.75, "ward": 0.9, "icu": 0.7, "rural": 0.55}
 ANNOTATES = {"outpatient": FINDINGS, "ward": FINDINGS, "icu": FINDINGS[:9], "rural": FINDINGS[:7]}
@@ -160,36 +160,6 @@ def _rounds(rng: np.random.Generator) -> list[dict[str, Any]]:
     return lines
 
 
-class _Page(HTMLParser):
-    """What a browser or a screen reader would find."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self._words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self._words += data.split()
-
-    @property
-    def text(self) -> str:
-        return " ".join(self._words)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
 @pytest.fixture(scope="module")
 def run() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return example()
@@ -211,7 +181,7 @@ def _row(page: str, finding: str) -> str:
 
 
 def test_the_page_is_self_contained_and_well_formed(page: str) -> None:
-    parsed = _Page(page)
+    parsed = Page(page)
     assert parsed.open == []
     for tag in ("script", "link", "iframe", "object"):
         assert not parsed.all(tag)
@@ -230,7 +200,7 @@ def test_the_figures_are_drawings_without_outside_resources(page: str) -> None:
 
 
 def test_tables_have_captions_and_headers(page: str) -> None:
-    parsed = _Page(page)
+    parsed = Page(page)
     assert len(parsed.all("table")) == len(parsed.all("caption")) >= 8
     assert all(cell.get("scope") for cell in parsed.all("th"))
     assert ("html", {"lang": "en"}) in parsed.tags
@@ -244,8 +214,8 @@ def test_every_finding_is_there_and_an_undefined_one_is_a_dash(page: str) -> Non
     assert "–" not in _row(page, "Effusion")
     assert "A dash (–) is undefined" in page
     assert "Not measured here, as the test offers no cases: Hernia." in page
-    assert "nan" not in _Page(page).text.lower().split()
-    assert "None" not in _Page(page).text.replace("None: every update", "")
+    assert "nan" not in Page(page).text.lower().split()
+    assert "None" not in Page(page).text.replace("None: every update", "")
 
 
 def test_the_numbers_are_those_of_the_summary(run: Any, page: str) -> None:
@@ -262,7 +232,7 @@ def test_the_numbers_are_those_of_the_summary(run: Any, page: str) -> None:
 
 
 def test_the_first_words_answer_the_question(page: str) -> None:
-    text = _Page(page).text
+    text = Page(page).text
     assert "Five hospitals trained one chest X-ray model together" in text
     assert "In 8 rounds (4 min 31 s), five hospitals, which hold" in text
     assert "Yes: together they score" in text
@@ -272,7 +242,7 @@ def test_the_first_words_answer_the_question(page: str) -> None:
 
 
 def test_rejected_and_silent_hospitals_are_named(page: str) -> None:
-    text = _Page(page).text
+    text = Page(page).text
     assert "rural update rejected norm far larger than the other updates; L2 norm 812.4" in text
     assert "3, 4" in text
     assert "icu no answer in time – – 6" in text
@@ -287,7 +257,7 @@ def test_a_hospital_without_numbers_is_named_below_the_matrix(page: str) -> None
 
 
 def test_identity_and_traffic(page: str) -> None:
-    text = _Page(page).text
+    text = Page(page).text
     for part in ("9f2c" * 16, "01ab" * 16, "4.6 MB", "2.3 MB", "31.0 s", "tiny", "5.0 s"):
         assert part in text
     assert re.search(
@@ -314,7 +284,7 @@ def test_hostile_names_are_escaped(run: Any, tmp_path: Path) -> None:
     rounds[0]["rejected"] = [{"site": HOSTILE, "reason": HOSTILE, "detail": HOSTILE}]
     summary["plan"]["name"] = HOSTILE
     page = write_report(summary, rounds, tmp_path).read_text(encoding="utf-8")
-    assert not _Page(page).all("script")
+    assert not Page(page).all("script")
     assert "&lt;script&gt;" in page
     assert "b &amp; c" in page
     assert "病院" in page
@@ -338,7 +308,7 @@ def test_a_failed_run_says_so(tmp_path: Path) -> None:
         "failed": [{"site": "b", "code": "bad-data"}],
         "missing": ["c"],
     }
-    text = _Page(write_report(failed, [line], tmp_path).read_text(encoding="utf-8")).text
+    text = Page(write_report(failed, [line], tmp_path).read_text(encoding="utf-8")).text
     assert "This run did not finish" in text
     assert "it stopped after 1 finished round. The reason given: fewer than 2 good updates." in text
     assert "trained one chest X-ray model together" not in text
@@ -349,7 +319,7 @@ def test_a_failed_run_says_so(tmp_path: Path) -> None:
 
 
 def test_a_run_that_failed_before_the_first_round(tmp_path: Path) -> None:
-    text = _Page(write_report({"status": "failed"}, [], tmp_path).read_text("utf-8")).text
+    text = Page(write_report({"status": "failed"}, [], tmp_path).read_text("utf-8")).text
     assert "This run did not finish" in text
     assert "The rounds" not in text
 
