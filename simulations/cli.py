@@ -56,6 +56,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="new folder for this run")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run")] = None,
     skip_bad: SkipBad = False,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="weights to start from, instead of the plan's")
+    ] = None,
     without_privacy: Annotated[
         bool, typer.Option("--without-privacy", help="the plan with privacy.mode off, to compare")
     ] = False,
@@ -76,13 +79,14 @@ def run(
     with output(as_json) as console:
         if resume is not None:
             given = {"PLAN": plan_file, "--data": data, "--masks": masks, "--sites": sites}
-            refuse_with_resume(given | {"--out": out, "--without-privacy": without_privacy or None})
+            given |= {"--out": out, "--pretrained": pretrained}
+            refuse_with_resume(given | {"--without-privacy": without_privacy or None})
             folder, plan = resume, resume_run(resume)
             request = load_request(folder)
             request = replace(request, skip_bad=request.skip_bad or skip_bad)
         else:
-            plan = _with_sites(load_plan(required(plan_file, *PLAN)), sites)
-            plan = _open(plan) if without_privacy else plan
+            plan = load_plan(required(plan_file, *PLAN))
+            plan = _changed(plan, sites, pretrained, without_privacy)
             stamp = time.strftime("%Y%m%d-%H%M%S")
             folder = out or Path("runs") / f"{plan.name}-{stamp}"
             request = Request(data, masks, skip_bad)
@@ -100,21 +104,17 @@ def run(
         typer.echo(json.dumps(summary, allow_nan=False))
 
 
-def _with_sites(plan: Plan, sites: int | None) -> Plan:
-    """The plan with another number of hospitals, checked like any plan."""
-    if sites is None:
-        return plan
+def _changed(plan: Plan, sites: int | None, pretrained: Path | None, without_privacy: bool) -> Plan:
+    """The plan with what the command line asks for instead, checked like any plan."""
     value = plan.model_dump(mode="json")
-    value["simulation"]["sites"] = sites
+    if sites is not None:
+        value["simulation"]["sites"] = sites
+    if pretrained is not None:
+        value["model"]["pretrained"] = str(pretrained.absolute())
+    if without_privacy:
+        value |= {"name": f"{plan.name}-open", "privacy": {"mode": "off"}}
+        value["training"]["unit"] = plan.privacy.unit
     return plan_from_json(json.dumps(value))
-
-
-def _open(plan: Plan) -> Plan:
-    """The plan without its privacy: what privacy costs is the difference."""
-    value = plan.model_dump(mode="json")
-    value["privacy"] = {"mode": "off", "unit": plan.privacy.unit}
-    value["training"]["unit"] = plan.privacy.unit
-    return plan_from_json(json.dumps(value | {"name": f"{plan.name}-open"}))
 
 
 @app.command()
@@ -144,7 +144,7 @@ def show_partition(
     skip_bad: SkipBad = False,
 ) -> None:
     """Show what each hospital would get, without decoding or training anything."""
-    plan = _with_sites(load_plan(plan_file), sites)
+    plan = _changed(load_plan(plan_file), sites, None, False)
     archive = open_archive(data, skip_bad=skip_bad)
     groups_file = data / "hospitals.csv"
     groups = read_groups(groups_file) if groups_file.exists() else None
