@@ -41,7 +41,7 @@ def answer(action: str, parcel: Parcel, folder: Path) -> Parcel:
     name, started, slot = folder.name, time.monotonic(), None
     try:
         site = open_once(folder)
-        name, slot = site.name, site.folder.settings.policy.reply_slot
+        name, slot = site.name, site.policy.reply_slot
         return _HANDLERS[action](site, parcel)
     except RefusedError as error:
         _log(folder, f"{action}: {error.code}: {error}")
@@ -61,7 +61,7 @@ def answer(action: str, parcel: Parcel, folder: Path) -> Parcel:
 
 
 def _discloses(folder: Path) -> bool:
-    return folder in _sites and _sites[folder].folder.settings.policy.disclose_spend
+    return folder in _sites and _sites[folder].policy.disclose_spend
 
 
 def open_once(folder: Path) -> Site:

@@ -16,6 +16,7 @@ from client.evaluate import Heads, Scores, predict, score, true_findings
 from client.finish import fit_findings_head
 from client.gate import Gate
 from client.optimizer import make_optimizer
+from client.policy import Policy
 from client.privacy.budget import Asked, declared_units
 from client.resident import Resident, all_parameters
 from client.settings import SiteFolder, open_site_folder
@@ -61,6 +62,11 @@ class Site:
     def name(self) -> str:
         """The site's name, as its `site.yaml` gives it."""
         return self.folder.settings.name
+
+    @property
+    def policy(self) -> Policy:
+        """What the hospital allows."""
+        return self.folder.settings.policy
 
     @property
     def covers(self) -> tuple[str, ...]:
@@ -214,7 +220,7 @@ class Site:
         rows = self.data.supervised("val", plan.tasks)
         heads = self.heads(resident.model)
         [own], _ = predict(resident.model, [heads], self.data, rows)
-        truth, least = true_findings(self.data, rows), self.folder.settings.policy.min_cell
+        truth, least = true_findings(self.data, rows), self.policy.min_cell
         note_locally(self.folder.reports, plan, round_number, score(own, truth, "val").metrics)
         return score(own, truth, "val", least)
 

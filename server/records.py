@@ -41,7 +41,8 @@ class Answers:
                 for r in sorted(self.rejected, key=lambda error: error.site)
             ],
             "failed": [
-                {"site": site, "code": code, "fits": self.fits.get(site)}
+                {"site": site, "code": code}
+                | ({"fits": self.fits[site]} if site in self.fits else {})
                 for site, code in sorted(self.failed.items())
             ],
             "missing": self.missing,

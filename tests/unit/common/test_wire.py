@@ -1,6 +1,7 @@
 """What travels: 16-bit deltas, and a server that believes nothing."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UpdateRejectedError
-from common.update import SCHEMA, Broadcast, Update
+from common.update import SCHEMA, Broadcast, Spent, Update
 from common.wire import (
     Parcel,
     Wire,
@@ -117,3 +118,36 @@ def test_a_base_travels_in_full_precision() -> None:
     assert (back.base == base).all()
     assert (back.plan_json, back.round, back.base_sha256) == ("{}", 2, "sha")
     assert unpack_broadcast(pack_broadcast(replace(broadcast, base=None), "bf16")).base is None
+
+
+SPENT = Spent("patient", 1.5, 1e-5, 8.0, 1.1, 0.25, 40, 1.0, 17, "a" * 64)
+
+
+@pytest.mark.parametrize("spent", [SPENT, replace(SPENT, epsilon=None, cap=None)])
+def test_what_is_told_of_the_budget_survives_the_journey(spent: Spent) -> None:
+    parcel = pack_update(replace(make_update(), spent=spent), "bf16")
+    assert unpack_update(parcel).spent == spent
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epsilon": -1.0},
+        {"epsilon": 1e300},
+        {"entries": 1.5},
+        {"entries": -1},
+        {"unit": "study"},
+        {"head": "<script>"},
+        {"steps": "40"},
+    ],
+)
+def test_a_strange_word_on_the_budget_is_rejected(change: dict[str, object]) -> None:
+    text = json.dumps(asdict(SPENT) | change)
+    with pytest.raises(UpdateRejectedError, match="spent"):
+        unpack_update(changed(spent=text))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "nonsense", 7, "x" * 3000])
+def test_what_is_no_word_on_the_budget_is_rejected(text: object) -> None:
+    with pytest.raises(UpdateRejectedError, match="spent"):
+        unpack_update(changed(spent=text))

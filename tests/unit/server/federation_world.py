@@ -8,14 +8,21 @@ see every word that server and sites exchange, in milliseconds.
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from client import answer as courier
+from client.batches import SiteData
 from client.evaluate import Scores
+from client.gate import Gate
+from client.policy import Policy
 from client.settings import SiteFolder, SiteSettings
 from common.checkpoint import read_json, write_json
+from common.errors import RefusedError
 from common.model import build_model
 from common.parameters import Flat, Layout, flatten, shared_layout
 from common.plan import Plan
@@ -55,15 +62,24 @@ class NumericSite:
     """Stands for client.site.Site: same methods, no images."""
 
     def __init__(self, path: Path) -> None:
-        settings = SiteSettings(name=path.name, cache=Path("cache"), annotates=())
+        self.policy = Policy(non_private="allow")
+        settings = SiteSettings(
+            name=path.name, cache=Path("cache"), annotates=(), policy=self.policy, simulated=True
+        )
         self.folder = SiteFolder(path, settings)
+        nobody = SimpleNamespace(table=pd.DataFrame({"patient": ["1"]}))
+        self.gate = Gate(self.folder, cast(SiteData, nobody))
         self.name = path.name
         self.finished: list[Flat] = []
 
     def train(self, plan: Plan, number: int, shared: Flat) -> Update:
         """A step of a tenth towards the target, plus what the site remembers."""
+        if (self.folder.path / "refuses").exists():
+            raise RefusedError("secret text about the policy", "budget-spent", 7)
         if (self.folder.path / "broken").exists():
             raise RuntimeError("secret text with a path /data/patients")
+        needs = self.gate.admit(plan, number)
+        self.gate.reserve(plan, number, needs)
         layout, _ = start(plan.heads)
         before = self.folder.state / f"memory-{number - 1}.json"
         memory = float(read_json(before)) if before.exists() else 0.0

@@ -7,7 +7,7 @@ import pytest
 
 from client import answer
 from common.checkpoint import array_sha256, read_json, write_json
-from common.errors import InputError, NotEnoughSitesError, RoundFailedError
+from common.errors import InputError, NotEnoughSitesError, RefusedError, RoundFailedError
 from common.wire import Parcel
 from server import run_folder
 from server.roster import clean_code
@@ -350,6 +350,48 @@ def test_all_sites_failing_fails_the_run_and_names_each(world: World) -> None:
     assert "secret text with a path /data/patients" in log
     [record] = lines(world)
     assert (record["status"], len(record["failed"])) == ("failed", 3)
+
+
+def test_refusals_are_told_from_faults(world: World) -> None:
+    (world.transport.folders[11] / "refuses").touch()
+    world.run(make_plan(rounds=1))
+    [record] = lines(world)
+    name = record["failed"][0]["site"]
+    assert record["failed"] == [{"site": name, "code": "budget-spent", "fits": 7}]
+    assert f"  {name}: budget-spent: 7 more steps would fit" in world.lines
+    assert "secret text" not in "\n".join(world.lines)
+
+
+def test_a_round_that_only_refusals_have_stopped_is_refused(world: World) -> None:
+    for node in (11, 12):
+        (world.transport.folders[node] / "refuses").touch()
+    with pytest.raises(RefusedError, match="its budget allows 7 more steps") as caught:
+        world.run(make_plan())
+    assert caught.value.exit_code == 3
+
+
+def test_refusals_beside_faults_are_a_failure(world: World) -> None:
+    (world.transport.folders[11] / "refuses").touch()
+    (world.transport.folders[12] / "broken").touch()
+    with pytest.raises(RoundFailedError, match="error at the site") as caught:
+        world.run(make_plan())
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("said", [-1, 10**12, "many", 1.5, True])
+def test_what_would_fit_is_not_believed_blindly(world: World, said: object) -> None:
+    (world.transport.folders[11] / "refuses").touch()
+
+    def boast(action: str, parcel: Parcel) -> Parcel:
+        if "fits" in parcel.config:
+            return Parcel({}, parcel.config | {"fits": said}, {})
+        return parcel
+
+    for name in NAMES:
+        world.transport.faults[name] = boast
+    world.run(make_plan(rounds=1))
+    [record] = lines(world)
+    assert "fits" not in record["failed"][0]
 
 
 def test_failed_round_is_done_again_on_resume(world: World) -> None:
