@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from client.guard import check_leaving, check_metrics
+from client.settings import SITE_FILE
 from client.site import Site
 from common.checkpoint import array_sha256, read_arrays, write_arrays
 from common.errors import ConsiliumError, InputError, Problem, RefusedError
@@ -24,7 +25,8 @@ from common.wire import Parcel, Scalar, pack_update, unpack_broadcast
 
 Handler = Callable[[Site, Parcel], Parcel]
 
-_sites: dict[Path, Site] = {}  # a process keeps its sites: model, cache and device stay warm
+# A process keeps its sites: model, cache and device stay warm. Beside each, its site.yaml as read.
+_sites: dict[Path, tuple[bytes, Site]] = {}
 
 
 class BaseMissingError(ConsiliumError):
@@ -61,14 +63,19 @@ def answer(action: str, parcel: Parcel, folder: Path) -> Parcel:
 
 
 def _discloses(folder: Path) -> bool:
-    return folder in _sites and _sites[folder].policy.disclose_spend
+    return folder in _sites and _sites[folder][1].policy.disclose_spend
 
 
 def open_once(folder: Path) -> Site:
-    """The site of a folder, opened on first use in this process."""
-    if folder not in _sites:
-        _sites[folder] = Site.open(folder)
-    return _sites[folder]
+    """The site of a folder, opened on first use in this process, and again when it changed.
+
+    A policy that the hospital has just made stricter must hold for the very next message.
+    """
+    file = folder / SITE_FILE
+    written = file.read_bytes() if file.exists() else b""
+    if folder not in _sites or _sites[folder][0] != written:
+        _sites[folder] = (written, Site.open(folder))
+    return _sites[folder][1]
 
 
 def forget(folder: Path) -> None:
@@ -96,7 +103,7 @@ def _hello(site: Site, parcel: Parcel) -> Parcel:
 def _train(site: Site, parcel: Parcel) -> Parcel:
     broadcast, plan, shared = _received(site, parcel)
     update = site.train(plan, broadcast.round, shared)
-    check_leaving(update, plan, broadcast.round, site.name, _layout(broadcast.plan_json))
+    check_leaving(update, plan, broadcast.round, site.folder.settings, _layout(broadcast.plan_json))
     leaving = pack_update(update, plan.federation.wire)
     site.gate.sent("train", plan, broadcast.round, leaving)
     return leaving

@@ -5,13 +5,14 @@ and a message is recorded before it is sent. A crash in between leaves the charg
 """
 
 import hashlib
+from typing import Literal
 
 from client.batches import SiteData
-from client.ledger import Cap, Ledger, Reservation, claim
-from client.policy import check_noise, check_plan, permitted
+from client.ledger import Cap, Ledger, Reservation, claim, secret_beside
+from client.policy import check_noise, check_plan, check_round, permitted
 from client.privacy.accounting import Charge, most_steps
 from client.privacy.accounting import epsilon as epsilon_of
-from client.privacy.budget import Asked, asked
+from client.privacy.budget import Asked, asked, scores_until
 from client.privacy.scores import noised_loss
 from client.settings import SiteFolder
 from common.errors import ConsiliumError, RefusedError
@@ -32,7 +33,7 @@ class Gate:
         self._patients = sorted(set(data.table["patient"].astype(str)))
         self.ledger = Ledger(folder.path / folder.settings.ledger)
 
-    def admit(self, plan: Plan, round_number: int) -> Asked | None:
+    def admit(self, action: str, plan: Plan, round_number: int) -> Asked | None:
         """What a private plan asks of this site, if it may; None for a plan without privacy.
 
         Judges the whole plan when it comes for the first time. Raises RefusedError with the
@@ -40,6 +41,7 @@ class Gate:
         LedgerError when the ledger is not in order. A refusal is recorded in the ledger.
         """
         try:
+            check_round(plan, round_number)
             check_plan(self._settings.policy, plan)
             needs = None
             if plan.privacy.mode != "off":
@@ -47,10 +49,10 @@ class Gate:
                 check_noise(self._settings.policy, needs.noise_multiplier)
             self._open()
             if needs is not None:
-                self._check_whole(plan, round_number, needs)
+                self._check_whole(plan, needs)
             return needs
         except RefusedError as error:
-            self._record_refusal(plan, round_number, error)
+            self._record_refusal(action, plan, round_number, error)
             raise
 
     def reserve(self, plan: Plan, round_number: int, needs: Asked | None) -> None:
@@ -61,9 +63,10 @@ class Gate:
         charge = UNPROTECTED if needs is None else needs.charge()
         cap = self._cap if needs is not None else Cap(None, self._cap.delta)
         try:
+            self._claim()
             self._charge("training", plan, round_number, charge, cap)
         except RefusedError as error:
-            self._record_refusal(plan, round_number, error)
+            self._record_refusal("train", plan, round_number, error)
             raise
 
     def leaving(
@@ -90,7 +93,7 @@ class Gate:
         try:
             self._charge("metrics", plan, number, charge, cap)
         except RefusedError as error:
-            self._record_refusal(plan, number, error)
+            self._record_refusal("score", plan, number, error)
             return {}
         return noised_loss(model, data, plan, self._settings)
 
@@ -143,25 +146,36 @@ class Gate:
 
     def _open(self) -> None:
         """Start the ledger, or go on with it; note a changed policy or changed patients."""
-        dataset = hashlib.sha256("\n".join(self._patients).encode()).hexdigest()
-        self.ledger.open(dataset, self._settings.policy.unit)
-        if not self._settings.simulated:
-            claim(self._folder.cache, self.ledger.path, self.ledger.identity(), self._patients)
+        # With a secret: who knows all patients but one could else try that one out.
+        salt = secret_beside(self.ledger.path)
+        dataset = hashlib.sha256(salt + "\n".join(self._patients).encode()).hexdigest()
+        self.ledger.open(dataset, self._settings.policy.unit, self._settings.simulated)
         self.ledger.policy(self._settings.policy.model_dump(mode="json"))
 
-    def _check_whole(self, plan: Plan, round_number: int, needs: Asked) -> None:
-        """Whether the budget can finish the plan, asked once: before its first step."""
+    def _claim(self) -> None:
+        """Make sure that no other ledger accounts for one of these patients."""
+        if not self._settings.simulated:
+            name = self.ledger.identity()
+            claim(self._folder.cache, self.ledger.path, name, self._patients)
+
+    def _check_whole(self, plan: Plan, needs: Asked) -> None:
+        """Whether the budget covers all of the plan, asked once: before its first step.
+
+        All of it, whatever round the server begins with: its word on that is not the site's.
+        """
         policy = self._settings.policy
         begun = any(
-            entry.kind == "reserve" and entry.body["plan"] == plan.sha256
+            entry.kind == "reserve"
+            and entry.body["plan"] == plan.sha256
+            and entry.body["purpose"] == "training"
             for entry in self.ledger.entries()
         )
         if begun or policy.join == "until-spent":
             return
-        whole = needs.charge(needs.rounds - round_number + 1)
+        whole = needs.charge(needs.rounds)
         spent = self.ledger.charges()
-        if policy.metrics == "noised":  # one score at each validation, and one at the finish
-            scores = needs.rounds // plan.evaluation.every + 1
+        if policy.metrics == "noised":
+            scores = scores_until(plan, needs.rounds)
             spent.append(Charge(policy.metrics_noise, 1.0, scores))
         epsilon = epsilon_of([*spent, whole], policy.delta)
         if policy.epsilon is not None and epsilon > policy.epsilon:
@@ -176,11 +190,16 @@ class Gate:
             )
 
     def _charge(
-        self, purpose: str, plan: Plan, round_number: int, charge: Charge, cap: Cap
+        self,
+        purpose: Literal["training", "metrics"],
+        plan: Plan,
+        round_number: int,
+        charge: Charge,
+        cap: Cap,
     ) -> None:
         privacy = plan.privacy
         reservation = Reservation(
-            "training" if purpose == "training" else "metrics",
+            purpose,
             plan.name,
             plan.sha256,
             round_number,
@@ -190,9 +209,11 @@ class Gate:
         )
         self.ledger.reserve(reservation, cap)
 
-    def _record_refusal(self, plan: Plan, round_number: int, error: RefusedError) -> None:
+    def _record_refusal(
+        self, action: str, plan: Plan, round_number: int, error: RefusedError
+    ) -> None:
         """Note a refusal if there is a ledger in order; the refusal itself must come through."""
-        body = {"action": "train", "plan": plan.sha256, "round": round_number, "code": error.code}
+        body = {"action": action, "plan": plan.sha256, "round": round_number, "code": error.code}
         try:
             self._open()
             self.ledger.record("refused", body)

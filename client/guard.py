@@ -9,15 +9,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from client.settings import SiteSettings
 from common.errors import RefusedError
-from common.findings import FINDINGS
-from common.parameters import LUNGS, Layout
+from common.findings import FINDINGS, LUNGS
+from common.parameters import Layout
 from common.plan import Plan
 from common.update import Spent, Update
 from common.wire import METRIC_NAME, NOISED
 
 
-def check_leaving(update: Update, plan: Plan, number: int, site: str, layout: Layout) -> None:
+def check_leaving(
+    update: Update, plan: Plan, number: int, settings: SiteSettings, layout: Layout
+) -> None:
     """Raise RefusedError unless the update holds exactly what the plan asks of this site
     in round `number`.
 
@@ -29,7 +32,7 @@ def check_leaving(update: Update, plan: Plan, number: int, site: str, layout: La
     extra = set(vars(update)) - names
     if extra:
         raise RefusedError(f"field {min(extra)!r} may not leave the site")
-    if (update.plan_sha256, update.round, update.site) != (plan.sha256, number, site):
+    if (update.plan_sha256, update.round, update.site) != (plan.sha256, number, settings.name):
         raise RefusedError("the update belongs to another plan, round or site")
     if update.layout_sha256 != layout.sha256 or update.delta.shape != (layout.size,):
         raise RefusedError("the update has another layout than the plan's model")
@@ -44,16 +47,18 @@ def check_leaving(update: Update, plan: Plan, number: int, site: str, layout: La
     if not (update.spent is None or type(update.spent) is Spent):
         raise RefusedError("what is told of the budget is not what may be told")
     if plan.privacy.mode != "off":
-        _check_private(update, plan)
+        _check_private(update, settings)
     check_metrics(update.metrics, plan)
 
 
-def _check_private(update: Update, plan: Plan) -> None:
+def _check_private(update: Update, settings: SiteSettings) -> None:
     """What is allowed from plans without privacy, and would tell of the data under one."""
     if update.seconds != 0.0:
         raise RefusedError("how long private training took may not leave the site")
-    if plan.federation.weighting not in ("declared", "equal"):
-        raise RefusedError("a weight that counts images may not leave the site")
+    if update.weight not in (1.0, settings.nominal_units):
+        raise RefusedError("a weight that the site has not declared may not leave it")
+    if update.covers != settings.declares:
+        raise RefusedError("what the site's rows are annotated for may not leave it")
 
 
 def check_metrics(metrics: Mapping[str, float], plan: Plan) -> None:

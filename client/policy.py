@@ -46,7 +46,18 @@ class Policy(BaseModel):
     reply_slot: float | None = Field(
         None, gt=0.0, description="seconds; answers leave at its multiples, so time tells nothing"
     )
-    strict_noise: bool = Field(False, description="four uniform sources a normal: slower")
+    strict_noise: bool = Field(False, description="each draw is the sum of four, halved")
+
+
+def check_round(plan: Plan, round_number: int) -> None:
+    """Raise RefusedError (no-such-round) for a round that the plan does not have."""
+    rounds = plan.federation.rounds
+    if not 1 <= round_number <= rounds:
+        raise RefusedError(
+            f"round {round_number} was asked for; the plan {plan.name} has rounds 1 to {rounds}. "
+            "Ask the coordinator for a new plan.",
+            "no-such-round",
+        )
 
 
 def check_plan(policy: Policy, plan: Plan) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from client.policy import Policy
 from common.errors import DataError, Problem
-from common.findings import FINDINGS
+from common.findings import FINDINGS, LUNGS
 
 SITE_FILE = "site.yaml"
 SPLITS = ("train", "val", "test")
@@ -37,6 +37,11 @@ class SiteSettings(BaseModel):
     ledger: Path = Path("ledger.sqlite")
     policy: Policy = Policy()
     simulated: bool = Field(False, description="a what-if hospital: its ledger protects nobody")
+
+    @property
+    def declares(self) -> tuple[str, ...]:
+        """What the site says that it annotates: findings, and "lungs". It tells no row's labels."""
+        return (*self.annotates, *((LUNGS,) if self.outlines_lungs else ()))
 
     @field_validator("annotates")
     @classmethod

@@ -18,6 +18,7 @@ from client.gate import Gate
 from client.optimizer import make_optimizer
 from client.policy import Policy
 from client.privacy.budget import Asked, declared_units
+from client.privacy.training import check_trainable, train_private_round
 from client.resident import Resident, all_parameters
 from client.settings import SiteFolder, open_site_folder
 from client.states import States, note_locally
@@ -25,9 +26,9 @@ from client.train import train_round
 from client.unlabelled import unlabelled_rows
 from common.checkpoint import array_sha256, write_arrays
 from common.errors import CacheError, Problem
-from common.findings import FINDINGS
+from common.findings import FINDINGS, LUNGS
 from common.model import MultitaskModel
-from common.parameters import LUNGS, Flat, flatten, load_flat
+from common.parameters import Flat, flatten, load_flat
 from common.plan import Plan
 from common.update import SCHEMA, Update
 
@@ -86,14 +87,17 @@ class Site:
         another layout, CacheError for another image size, DivergedError for a lost loss.
         """
         started = time.monotonic()
-        asked = self.gate.admit(plan, round_number)
-        resident = self._prepare(plan)
-        load_flat(resident.model, resident.layout, shared)  # a wrong length costs no budget
-        states = States(self.folder.state, plan)
+        asked = self.gate.admit("train", plan, round_number)
+        resident, states = self._prepare(plan), States(self.folder.state, plan)
+        # What can be refused for other reasons is refused before it costs any budget.
+        weight = self._weight(plan)
+        load_flat(resident.model, resident.layout, shared)
+        if asked is not None:
+            check_trainable(resident.model, self.folder.settings, self.device)
         paid = None if asked is None else states.sent(round_number, array_sha256(shared))
         if paid is None:
             self.gate.reserve(plan, round_number, asked)
-            metrics = self._train(plan, round_number, shared, asked)
+            metrics = self._train(resident, states, plan, round_number, shared, asked)
             delta = flatten(resident.model, resident.layout) - shared
             if asked is not None:
                 states.keep_sent(round_number, array_sha256(shared), delta)
@@ -106,8 +110,8 @@ class Site:
             site=self.name,
             layout_sha256=resident.layout.sha256,
             delta=delta,
-            weight=self._weight(plan),
-            covers=self.covers if asked is None else self.declares,
+            weight=weight,
+            covers=self.covers if asked is None else self.folder.settings.declares,
             metrics=metrics,
             # How long private training took would tell how many patients were drawn.
             seconds=0.0 if asked is not None else time.monotonic() - started,
@@ -115,10 +119,15 @@ class Site:
         )
 
     def _train(
-        self, plan: Plan, round_number: int, shared: Flat, asked: Asked | None
+        self,
+        resident: Resident,
+        states: States,
+        plan: Plan,
+        round_number: int,
+        shared: Flat,
+        asked: Asked | None,
     ) -> dict[str, float]:
         """Train the resident model, keep heads and optimizer; return the metrics that may leave."""
-        resident, states = self._prepare(plan), States(self.folder.state, plan)
         optimizer = make_optimizer(resident.model, plan.training)
         states.restore(resident, optimizer, before=round_number)
         load_flat(resident.model, resident.layout, shared)
@@ -135,8 +144,6 @@ class Site:
             )
             metrics["train_loss"] = report.loss
         else:
-            from client.privacy.training import train_private_round  # Opacus is slow to load
-
             train_private_round(
                 resident.model,
                 optimizer,
@@ -166,8 +173,11 @@ class Site:
         use inside the site only, and no training reads them. Nothing leaves but the scores that
         the policy allows. Raises RefusedError when policy or budget say no.
         """
-        private = self.gate.admit(plan, round_number) is not None
+        private = self.gate.admit("finish", plan, round_number) is not None
         resident, fits = self._as_of(plan, round_number, shared), plan.training.head_epochs > 0
+        if not private:
+            # Heads are fitted, and scores may leave, without noise, even after no round at all.
+            self.gate.reserve(plan, round_number, None)
         if fits and not private:
             fit_findings_head(resident.model, self.data, plan, round_number, self.name)
         write_arrays(self.final_model(plan), all_parameters(resident.model))
@@ -190,12 +200,6 @@ class Site:
         Its heads are protected by one thing only: they never leave the site.
         """
         return States(self.folder.state, plan).folder / "serving.safetensors"
-
-    @property
-    def declares(self) -> tuple[str, ...]:
-        """What the site says that it annotates, in `site.yaml`: it tells nothing of its rows."""
-        settings = self.folder.settings
-        return (*settings.annotates, *((LUNGS,) if settings.outlines_lungs else ()))
 
     def heads(self, model: MultitaskModel) -> Heads:
         """The model's heads as this site's: they speak on what the site could teach them."""
@@ -241,7 +245,15 @@ class Site:
             found = f"images of {self.image_size} px"
             allowed = f"{plan.model.image_size} px, as the plan asks"
             cache = str(self.folder.cache)
-            raise CacheError(Problem(cache, "", found, allowed, "Build a cache of that size."))
+            raise CacheError(
+                Problem(
+                    cache,
+                    "",
+                    found,
+                    allowed,
+                    "Build a cache of that size, for the same site folder and ledger.",
+                )
+            )
         if self._resident is None or self._resident.plan_sha256 != plan.sha256:
             self._resident = Resident(plan, self.device)
         return self._resident

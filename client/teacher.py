@@ -44,7 +44,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """About what the teacher is asked, for B rows of U units.
 
     open: (B, 14) bool findings. lung_rows: (M,) int64. unit: (B,) int64. units: U.
@@ -73,7 +73,7 @@ class Teacher:
             own.lerp_(theirs, 1 - self._plan.teacher_decay)
 
     @torch.no_grad()
-    def targets(self, views: Views, asked: Asked) -> Targets:
+    def targets(self, views: Views, asked: Question) -> Targets:
         """The teacher's answers on the weak views, in the frame of the strong ones."""
         outputs = self.model(to_model_format(views.weak), asked.lung_rows)
         if outputs.findings is None:
@@ -96,7 +96,9 @@ class Teacher:
         weights = present.float() + self._plan.negative_weight * (absent & ~present).float()
         return present.float(), weights
 
-    def _outline(self, logits: Tensor | None, views: Views, asked: Asked) -> tuple[Tensor, Tensor]:
+    def _outline(
+        self, logits: Tensor | None, views: Views, asked: Question
+    ) -> tuple[Tensor, Tensor]:
         """Lung probabilities, and which pixels count, both (M, 1, S, S), in the strong frame.
 
         Logits are moved, not probabilities: a model whose logits move with the image then

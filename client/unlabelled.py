@@ -23,7 +23,7 @@ from client.batches import (
     unit_rows,
 )
 from client.evaluate import Heads, predict, true_findings
-from client.teacher import Asked, Teacher, Thresholds, choose_thresholds
+from client.teacher import Question, Teacher, Thresholds, choose_thresholds
 from client.views import make_views
 from common.findings import FINDINGS
 from common.losses import Targets, consistency_losses
@@ -126,10 +126,10 @@ class Follower:
         with mixed_precision(strong.device):
             return Lesson(strong, self.teacher.targets(views, asked), planes)
 
-    def _asked(self, rows: Rows, unit: Rows, units: int) -> Asked:
+    def _asked(self, rows: Rows, unit: Rows, units: int) -> Question:
         data, device = self._data, self._data.images.device
         silent = (data.mask_row[rows] < 0) & self._what.lungs
-        return Asked(
+        return Question(
             torch.from_numpy(~data.known[rows] & self._what.findings).to(device),
             torch.from_numpy(np.flatnonzero(silent)).to(device),
             torch.from_numpy(unit).to(device),

@@ -121,10 +121,12 @@ REFUSALS = frozenset(
         "delta",
         "no-budget",
         "no-nominal-units",
+        "no-such-round",
         "noise-floor",
         "non-private",
         "patients-accounted-elsewhere",
         "refused",
+        "simulated",
         "unit",
     }
 )

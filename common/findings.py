@@ -24,3 +24,5 @@ NO_FINDING = "No Finding"
 
 # Spellings that the release itself uses for the same finding (the box list says "Infiltrate").
 ALIASES: dict[str, str] = {"Infiltrate": "Infiltration", "Pleural Thickening": "Pleural_Thickening"}
+
+LUNGS = "lungs"  # in `Update.covers`, beside the names of findings

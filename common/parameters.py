@@ -18,13 +18,12 @@ import torch
 from torch import nn
 
 from common.errors import LayoutError, Problem
-from common.findings import FINDINGS
+from common.findings import FINDINGS, LUNGS
 
 Flat = npt.NDArray[np.float32]
 
 # The model's parts (see common/model.py) whose parameters may travel.
 ENCODER, FINDINGS_HEAD, LUNGS_HEAD = "encoder.", "findings.", "lungs."
-LUNGS = "lungs"  # in `Update.covers`, beside the names of findings
 
 
 @dataclass(frozen=True)

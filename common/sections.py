@@ -175,7 +175,7 @@ class PrivacyPlan(Section):
         "patient", description="whose presence is hidden; read instead of training.unit"
     )
     epsilon: float | None = Field(
-        None, gt=0.0, le=1e6, description="of the whole plan at every site; the noise follows"
+        None, gt=0.0, le=1e6, description="of the plan's training at every site; the noise follows"
     )
     noise_multiplier: float | None = Field(
         None, gt=0.0, le=1e4, description="standard deviation of the noise / clipping norm"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.errors import UpdateRejectedError
-from common.findings import FINDINGS
-from common.parameters import LUNGS, Flat, Layout
+from common.findings import FINDINGS, LUNGS
+from common.parameters import Flat, Layout
 from common.update import SCHEMA, Update
 
 NORM_FACTOR = 10.0  # times the round's median norm, when the plan sets no limit

@@ -95,7 +95,9 @@ def asked(facts: FederationPrivacy) -> list[tuple[str, str]]:
     if plan["epsilon"] is None:
         noise = f"noise multiplier {plan['noise_multiplier']:g}, the same at every site"
     else:
-        noise = f"so much noise that the whole plan costs each site epsilon {plan['epsilon']:g}"
+        noise = (
+            f"so much that a site's training, each round once, costs epsilon {plan['epsilon']:g}"
+        )
     serving = (
         "yes: they stay at their site, which is their only protection"
         if plan["serving_heads"]

@@ -57,7 +57,7 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run")] = None,
     skip_bad: SkipBad = False,
     pretrained: Annotated[
-        Path | None, typer.Option(help="weights to start from, instead of the plan's")
+        Path | None, typer.Option(help="weights to start from; for privacy, of other patients")
     ] = None,
     without_privacy: Annotated[
         bool, typer.Option("--without-privacy", help="the plan with privacy.mode off, to compare")

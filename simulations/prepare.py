@@ -98,6 +98,7 @@ def prepare(
         console.print(f"  note: {remark}")
     both = archive if mask_archive is None else _combine(archive, mask_archive)
     # The table alone shows whether the partition can be met: before hours of decoding.
+    _check_caps(plan, mask_archive is not None)
     parts = _partition(archive.table, plan, data)
     if mask_archive is not None:
         outlined = mask_archive.table[mask_archive.table["mask"] != ""]
@@ -206,6 +207,16 @@ def _partition(table: pd.DataFrame, plan: Plan, data: Path) -> Partition:
         found, allowed = f"a hospital named {taken[0]!r}", f"a name not in {sorted(RESERVED)}"
         raise PartitionError(Problem(str(groups_file), "Hospital", found, allowed, "Rename it."))
     return parts
+
+
+def _check_caps(plan: Plan, masks: bool) -> None:
+    """Raises PartitionError when the plan's budgets miss the hospital of masks."""
+    caps, needed = plan.simulation.lifetime_epsilon, plan.simulation.sites + masks
+    if caps is not None and len(caps) < needed:
+        found = f"{len(caps)} numbers"
+        allowed = f"{needed}: one for each hospital, the hospital of masks last"
+        key = "key 'simulation.lifetime_epsilon'"
+        raise PartitionError(Problem("plan", key, found, allowed, "Add the missing ones."))
 
 
 def _settings(

@@ -5,7 +5,7 @@ Reserve before, send after, never refund: a round is on the disk before its firs
 
 from client.ledger.chain import Entry, Head, LedgerError
 from client.ledger.ledger import Cap, Ledger, Receipt, Reservation, verify
-from client.ledger.registry import claim
+from client.ledger.registry import claim, secret_beside
 
 __all__ = [
     "Cap",
@@ -16,5 +16,6 @@ __all__ = [
     "Receipt",
     "Reservation",
     "claim",
+    "secret_beside",
     "verify",
 ]

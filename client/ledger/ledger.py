@@ -17,7 +17,7 @@ from client.ledger.chain import Entry, Head, canonical, damaged, head_of, must_c
 from client.ledger.store import Store
 from client.privacy.accounting import Charge, accountant, epsilon, most_steps
 from common.checkpoint import write_bytes
-from common.errors import RefusedError
+from common.errors import InputError, Problem, RefusedError
 
 SCHEMA = 1
 
@@ -68,19 +68,27 @@ class Ledger:
         self.path = path
         self._store = Store(path)
 
-    def open(self, dataset: str, unit: str) -> None:
+    def open(self, dataset: str, unit: str, simulated: bool = False) -> None:
         """Start the ledger, or go on with it. Needed once, before anything else is written.
 
         dataset: hash of the data, recorded when it is another than before; unit: whose presence
-        is hidden, "patient" or "image". Raises RefusedError, code "unit", when the ledger counts
-        another unit: charges per image bound nothing per patient.
+        is hidden, "patient" or "image"; simulated: whether the ledger only plays. The last two
+        are for life. Raises RefusedError, code "unit", when the ledger counts another unit
+        (charges per image bound nothing per patient), and code "simulated" when it does not
+        play and the site does, or the other way round.
         """
         with self._store.writing(create=True) as draft:
             if not draft.entries:
                 body = {"schema": SCHEMA, "ledger": uuid.uuid4().hex, "unit": unit}
-                draft.add("open", {**body, "dataset": dataset})
+                draft.add("open", {**body, "dataset": dataset, "simulated": simulated})
                 return
             self._must_count(draft.entries, unit)
+            if simulated != draft.entries[0].body["simulated"]:
+                raise RefusedError(
+                    f"{self.path}: the key `simulated` in site.yaml was changed; a ledger keeps "
+                    "what it was started with. Set it back.",
+                    "simulated",
+                )
             last = [e.body["dataset"] for e in draft.entries if e.kind in ("open", "data")][-1]
             if last != dataset:
                 draft.add("data", {"dataset": dataset})
@@ -148,8 +156,14 @@ class Ledger:
         return head_of(self.entries())
 
     def export(self, out: Path) -> Head:
-        """Write all entries as JSON lines, in one step. Raises InputError when `out` cannot be."""
+        """Write all entries as JSON lines, in one step, to a new file.
+
+        Raises InputError when there is such a file already, or it cannot be written.
+        """
         entries = self.entries()
+        if out.exists():
+            found, allowed = "a file that exists", "a new file"
+            raise InputError(Problem(str(out), "", found, allowed, "Choose another name."))
         write_bytes(out, "".join(canonical(asdict(entry)) + "\n" for entry in entries).encode())
         return head_of(entries)
 
@@ -161,7 +175,11 @@ class Ledger:
     def _must_count(self, entries: list[Entry], unit: str) -> None:
         counted = entries[0].body["unit"]
         if unit != counted:
-            raise RefusedError(f"{self.path}: counts by {counted}, and not by {unit}", "unit")
+            raise RefusedError(
+                f"{self.path}: counts by {counted}, and not by {unit}. A ledger keeps its unit for "
+                f"life: set policy.unit in site.yaml back to {counted}.",
+                "unit",
+            )
 
     def _charges(self, entries: Iterable[Entry]) -> list[Charge]:
         found = []

@@ -7,9 +7,10 @@ cache, `ledgers/<id of the ledger>.json`, and only grow: what a ledger once spen
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,30 @@ def _noted(file: Path) -> dict[str, Any]:
 
 
 def _refused(ledger: Path, other: Path, why: str) -> RefusedError:
-    return RefusedError(
-        f"{ledger}: the ledger {other} {why}. Set `ledger: {other}` in site.yaml to share it",
-        ELSEWHERE,
-    )
+    way_out = f"Set `ledger: {other}` in site.yaml to share it."
+    if not other.exists():
+        way_out = "It is missing: restore it, with its anchor, from a backup."
+    return RefusedError(f"{ledger}: the ledger {other} {why}. {way_out}", ELSEWHERE)
+
+
+def secret_beside(ledger: Path) -> bytes:
+    """32 random bytes in `<ledger>.salt`, made once. Raises LedgerError if they cannot be."""
+    file = ledger.with_name(ledger.name + ".salt")
+    try:
+        if not file.exists():
+            draft = file.with_name(f"{file.name}.{os.getpid()}")
+            draft.write_bytes(os.urandom(32))
+            draft.chmod(0o600)
+            # Of two processes that come at once, one links its own first, and both read that.
+            with suppress(FileExistsError):
+                os.link(draft, file)
+            draft.unlink()
+        return file.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        allowed = "a file that can be read and written"
+        step = "Check the folder's rights and its free space."
+        raise LedgerError(Problem(str(file), "", reason, allowed, step)) from None
 
 
 @contextmanager

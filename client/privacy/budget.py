@@ -46,6 +46,11 @@ def declared_units(settings: SiteSettings, plan: Plan) -> int:
     return settings.nominal_units
 
 
+def scores_until(plan: Plan, rounds: int) -> int:
+    """Noised scores in the first so many rounds; the finish, after the last, has its own."""
+    return rounds // plan.evaluation.every + (rounds == plan.federation.rounds)
+
+
 def asked(plan: Plan, settings: SiteSettings) -> Asked:
     """What a private plan asks of this site, from the plan and the site's public words alone.
 

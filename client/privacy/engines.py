@@ -69,7 +69,7 @@ def clip_and_add_all(
     for gradient, sum_ in zip(gradients, total, strict=True):
         # Left out, not multiplied by 0: 0 times infinity is not 0.
         mine = gradient if len(kept) == len(factors) else gradient[kept]
-        sum_.add_(torch.tensordot(factors[kept].to(mine.dtype), mine, dims=1))
+        sum_.add_(torch.tensordot(factors[kept], mine.to(factors.dtype), dims=1))
 
 
 def norms(gradients: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def noised_loss(
     rounds, not a mean loss in its own units. The model is left in evaluation mode.
     """
     model.eval()
-    units = group_units(data, data.rows("val"), plan.privacy.unit)
+    units = group_units(data, data.rows("val"), settings.policy.unit)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(units), UNITS_AT_ONCE):
         batch = data.batch(*unit_rows(units[start : start + UNITS_AT_ONCE]))

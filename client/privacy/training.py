@@ -8,6 +8,7 @@ is trained and what is divided by are public words of the plan and of `site.yaml
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,15 +50,12 @@ def train_private_round(
 ) -> None:
     """Train `model` in place for one round. The ledger must have been charged before.
 
-    Raises NothingToLearnError when the site declares nothing of the plan's tasks, DivergedError
-    when the noisy weights are not finite any more.
+    Raises DivergedError when the noisy weights are not finite any more.
     """
     resting = undeclared_heads(model, settings)
-    if len(resting) == len([head for head in (model.findings, model.lungs) if head is not None]):
-        raise NothingToLearnError(f"site {settings.name} declares nothing that the plan teaches")
     random = SecureRandom(settings.policy.strict_noise)
     model.train()
-    with at_rest(resting):
+    with at_rest(resting), full_precision():
         trained = [p for p in model.parameters() if p.requires_grad]
         engine = open_engine(settings.engine, model, data.images.device)
         step = PrivateStep(
@@ -82,6 +80,29 @@ def train_private_round(
             engine.close()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise DivergedError(f"the weights of round {round_number} are not finite")
+
+
+def check_trainable(model: MultitaskModel, settings: SiteSettings, device: torch.device) -> None:
+    """What would stop a private round at once, asked before anything is charged.
+
+    Raises NothingToLearnError when the site declares nothing of the plan's tasks, and InputError
+    when its engine is wrong for the network.
+    """
+    heads = [head for head in (model.findings, model.lungs) if head is not None]
+    if len(undeclared_heads(model, settings)) == len(heads):
+        raise NothingToLearnError(f"site {settings.name} declares nothing that the plan teaches")
+    open_engine(settings.engine, model, device).close()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions on a GPU in float32 proper, not in TF32, whose mantissa has 10 bits.
+
+    How a convolution is computed may depend on how many images there are. With so few bits one
+    unit more in a step could then change the gradients of others by more than rounding.
+    """
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
 
 
 def _steps(

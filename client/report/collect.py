@@ -74,7 +74,7 @@ def _facts(
     return PrivacyFacts(
         site=settings.name,
         made_at=now.isoformat(timespec="seconds"),
-        simulated=settings.simulated,
+        simulated=bool(entries[0].body["simulated"]),
         unit=entries[0].body["unit"],  # what the charges count; the policy may have changed
         nominal_units=settings.nominal_units,
         delta=policy.delta,

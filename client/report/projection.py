@@ -8,7 +8,7 @@ from pathlib import Path
 from client.ledger import Entry, Ledger
 from client.policy import check_noise, check_plan
 from client.privacy.accounting import Charge, epsilon, most_steps
-from client.privacy.budget import Asked, asked
+from client.privacy.budget import Asked, asked, scores_until
 from client.report import spend
 from client.report.collect import has_ledger
 from client.report.facts import Fact
@@ -76,15 +76,14 @@ class _Costs:
     asked: Asked
     first: int
     score: Charge | None
-    every: int
+    plan: Plan
     delta: float
+    whole: bool
 
     def scores(self, rounds: int) -> int:
         """Noised scores in the next so many rounds; the finish, after the last, has its own."""
         done = self.first - 1
-        last, every = done + rounds, self.every
-        finish = rounds > 0 and last == self.asked.rounds and last % every == 0
-        return last // every - done // every + finish
+        return scores_until(self.plan, done + rounds) - scores_until(self.plan, done)
 
     def epsilon(self, rounds: int, scores: int) -> float:
         """Epsilon after so many further rounds and scores."""
@@ -98,8 +97,11 @@ class _Costs:
         return self.epsilon(rounds, self.scores(rounds))
 
     def refused(self, rounds: int, cap: float) -> bool:
-        """Whether the cap turns down the training of the last of so many further rounds."""
-        return self.epsilon(rounds, self.scores(rounds - 1)) > cap
+        """Whether the cap turns down the training of the last of so many further rounds.
+
+        A plan that must fit as a whole is turned down for its last scores, too.
+        """
+        return self.epsilon(rounds, self.scores(rounds if self.whole else rounds - 1)) > cap
 
 
 def project(folder: SiteFolder, plan: Plan, plan_file: Path) -> Projection:
@@ -120,7 +122,8 @@ def project(folder: SiteFolder, plan: Plan, plan_file: Path) -> Projection:
     left = max(0, needs.rounds - done)
     score = Charge(policy.metrics_noise, 1.0, 1) if policy.metrics == "noised" else None
     charges = [spend.charge_of(entry) for entry in charged]
-    costs = _Costs(charges, needs, done + 1, score, plan.evaluation.every, policy.delta)
+    whole = policy.join == "whole-plan" and done == 0
+    costs = _Costs(charges, needs, done + 1, score, plan, policy.delta, whole)
     binds = None if policy.epsilon is None else _binding(costs, left, policy.epsilon)
     fits_steps = None
     if policy.epsilon is not None:

@@ -29,8 +29,12 @@ def finite(value: float) -> float | None:
 def runs(entries: Sequence[Entry], delta: float) -> tuple[Run, ...]:
     """One run a plan, in the order in which they first charged something."""
     charged = reserves(entries)
-    sent = {(e.body["plan"], e.body["round"]) for e in entries if e.kind == "sent"}
+    sent = {(e.body["plan"], e.body["round"]) for e in entries if _is_update(e)}
     return tuple(_run(plan, charged, sent, delta) for plan in plans(charged))
+
+
+def _is_update(entry: Entry) -> bool:
+    return entry.kind == "sent" and entry.body["action"] == "train"
 
 
 def plans(charged: Iterable[Entry]) -> list[str]:

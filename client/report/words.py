@@ -175,7 +175,7 @@ def how(facts: PrivacyFacts) -> list[str]:
     unit = facts.unit
     texts = [
         "Training is DP-SGD (Abadi et al., 2016) over encoder and heads together: every number "
-        "that learns from patients does so through the same noise.",
+        "that learns from patients and leaves does so through the same noise.",
         f"Every step draws each {unit} anew with the sampling rate q (Poisson sampling); the "
         f"gradient of each drawn {unit} is cut to the clipping norm C; normal noise of standard "
         "deviation σ × C is added to their sum; the sum is divided by a public number, never by "

@@ -30,7 +30,7 @@ class Book:
     def __init__(self, site: SiteFolder) -> None:
         self.ledger = Ledger(site.path / site.settings.ledger)
         self.policy = site.settings.policy
-        self.ledger.open("d5" * 32, self.policy.unit)
+        self.ledger.open("d5" * 32, self.policy.unit, site.settings.simulated)
         self.ledger.policy(self.policy.model_dump(mode="json"))
 
     def reserve(

@@ -1,15 +1,18 @@
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.guard import check_leaving, check_metrics
+from client.settings import SiteSettings
 from common.errors import RefusedError
 from common.parameters import Layout
 from common.plan import Plan
 from common.update import SCHEMA, Update
 
 PLAN = Plan(name="p")
+WARD = SiteSettings(name="ward", cache=Path("c"), nominal_units=3, annotates=("Effusion",))
 LAYOUT = Layout(("encoder.a",), ((4,),))
 GOOD = Update(
     schema=SCHEMA,
@@ -31,7 +34,7 @@ class Talkative(Update):
 
 
 def leave(update: Update) -> None:
-    check_leaving(update, PLAN, 2, "ward", LAYOUT)
+    check_leaving(update, PLAN, 2, WARD, LAYOUT)
 
 
 def test_good_update_may_leave() -> None:
@@ -97,10 +100,12 @@ PRIVATE = Plan.model_validate(
         ({"metrics": {"val_dice": 0.9}}, "val_dice of a private plan is not noised"),
         ({"seconds": 3.5}, "how long private training took"),
         ({"spent": {"patients": 731}}, "not what may be told"),
+        ({"weight": 731.0}, "a weight that the site has not declared"),
+        ({"covers": ("Effusion",)}, "what the site's rows are annotated for"),
     ],
 )
 def test_a_private_update_tells_nothing_un_noised(change: dict[str, object], reason: str) -> None:
     good = replace(GOOD, plan_sha256=PRIVATE.sha256, metrics={"val_noised_loss": 0.3}, seconds=0.0)
-    check_leaving(good, PRIVATE, 2, "ward", LAYOUT)
+    check_leaving(good, PRIVATE, 2, WARD, LAYOUT)
     with pytest.raises(RefusedError, match=reason):
-        check_leaving(replace(good, **change), PRIVATE, 2, "ward", LAYOUT)
+        check_leaving(replace(good, **change), PRIVATE, 2, WARD, LAYOUT)

@@ -28,6 +28,7 @@ def test_the_first_entry_says_whose_ledger_it_is(tmp_path: Path) -> None:
         "ledger": ledger.identity(),
         "unit": "patient",
         "dataset": "d" * 64,
+        "simulated": False,
     }
     assert len(ledger.identity()) == 32
     assert first.at.endswith("+00:00")
@@ -162,6 +163,21 @@ def test_export_can_be_checked_by_anybody(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError):
         ledger.export(tmp_path / "file" / "ledger.jsonl")
+
+
+def test_export_overwrites_nothing(tmp_path: Path) -> None:
+    ledger = started(tmp_path)
+    for name in (ledger.path, ledger.path.with_name(ledger.path.name + ".anchor")):
+        with pytest.raises(InputError, match="a file that exists; allowed: a new file"):
+            ledger.export(name)
+    assert verify(ledger.path).entries == 1
+
+
+def test_what_a_ledger_is_for_life_cannot_be_changed(tmp_path: Path) -> None:
+    ledger = started(tmp_path)
+    with pytest.raises(RefusedError, match=r"`simulated` in site\.yaml was changed") as caught:
+        ledger.open("d" * 64, "patient", simulated=True)
+    assert caught.value.code == "simulated"
 
 
 def test_verify_returns_the_head_and_knows_earlier_ones(tmp_path: Path) -> None:

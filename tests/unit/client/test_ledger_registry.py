@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import LedgerError, claim, registry
+from client.ledger import LedgerError, claim, registry, secret_beside
 from common.errors import InputError, Problem, RefusedError
 from tests.unit.client.ledgers import started
 
@@ -46,6 +46,9 @@ def test_other_patients_may_have_another_ledger(cache: Path, tmp_path: Path) -> 
 
 def test_a_shared_patient_is_refused_with_the_way_out(cache: Path, tmp_path: Path) -> None:
     claim(cache, tmp_path / "l", A, [1, 2, 3])
+    with pytest.raises(RefusedError, match="It is missing: restore it"):
+        claim(cache, tmp_path / "m", B, [3])
+    (tmp_path / "l").touch()
     with pytest.raises(RefusedError) as caught:
         claim(cache, tmp_path / "m", B, ["2", 3, 4])
     assert caught.value.code == "patients-accounted-elsewhere"
@@ -136,3 +139,14 @@ def test_of_claims_at_the_same_moment_one_wins(cache: Path) -> None:
     for racer in racers:
         racer.join()
     assert outcome == ["patients-accounted-elsewhere"] * 3 + ["won"]
+
+
+def test_the_secret_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+    first = secret_beside(tmp_path / "l")
+    assert len(first) == 32
+    assert secret_beside(tmp_path / "l") == first
+    assert secret_beside(tmp_path / "m") != first
+    assert (tmp_path / "l.salt").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["l.salt", "m.salt"]
+    with pytest.raises(LedgerError, match="Check the folder's rights"):
+        secret_beside(tmp_path / "nowhere" / "l")

@@ -17,13 +17,15 @@ from client.privacy.scores import noised_loss
 from client.resident import Resident, all_parameters
 from client.site import Site
 from client.states import States
+from client.train import NothingToLearnError
 from common.checkpoint import array_sha256, read_arrays
 from common.errors import LayoutError, RefusedError
-from common.model import MultitaskModel
+from common.model import MultitaskModel, build_model
 from common.update import Broadcast
 from common.wire import pack_broadcast, pack_update, unpack_update
 from tests.conftest import ArchiveFactory
 from tests.unit.client.private_world import (
+    UNITS,
     change_policy,
     kinds,
     private_plan,
@@ -298,3 +300,109 @@ def test_answers_leave_at_full_slots(cache: Cache, tmp_path: Path) -> None:
         slots = (time.monotonic() - begun) / 2.0
         assert slots > 0.99
         assert slots - int(slots + 0.01) < 0.1
+
+
+def test_the_finish_of_a_plan_without_privacy_is_charged(cache: Cache, tmp_path: Path) -> None:
+    """Even when the site took part in no round: heads are fitted, and scores may leave."""
+    site = fresh(cache, tmp_path, policy={"non_private": "allow", "metrics": "full"})
+    plan = small_plan()
+    site.finish(plan, 3, start(plan))
+    assert site.gate.ledger.epsilon(1e-5) == math.inf
+
+
+@pytest.mark.parametrize("number", [0, 4, 50])
+def test_a_plan_has_no_more_rounds_than_it_says(cache: Cache, tmp_path: Path, number: int) -> None:
+    site, plan = fresh(cache, tmp_path), private_plan()
+    with pytest.raises(RefusedError, match="rounds 1 to 3") as caught:
+        site.train(plan, number, start(plan))
+    assert caught.value.code == "no-such-round"
+    assert kinds(site)[-1] == "refused"
+
+
+def test_the_whole_plan_must_fit_whatever_round_is_asked_for(cache: Cache, tmp_path: Path) -> None:
+    site, plan = fresh(cache, tmp_path), private_plan()
+    needs = asked(plan, site.folder.settings)
+    change_policy(site.folder.path, epsilon=epsilon([needs.charge(2)], 1e-5) * 1.001)
+    site = Site.open(site.folder.path)
+    for number in (3, 2, 1):
+        with pytest.raises(RefusedError, match="At most 4 steps fit"):
+            site.train(plan, number, start(plan))
+    assert "reserve" not in kinds(site)
+
+
+def test_a_stricter_policy_holds_for_the_next_message(cache: Cache, tmp_path: Path) -> None:
+    site, plan = fresh(cache, tmp_path), private_plan()
+    shared = start(plan)
+
+    def ask(number: int) -> dict[str, object]:
+        received = array_sha256(shared)
+        broadcast = Broadcast(plan.to_json(), number, received, np.zeros_like(shared), shared)
+        return dict(answer("train", pack_broadcast(broadcast, "bf16"), site.folder.path).config)
+
+    assert "error" not in ask(1)
+    change_policy(site.folder.path, epsilon=0.01)
+    assert ask(2)["error"] == "budget-spent"
+    change_policy(site.folder.path, epsilon=100.0, unit="image")
+    assert ask(2)["error"] == "unit"
+
+
+@pytest.mark.parametrize(
+    "words", [{"annotates": (), "outlines_lungs": False}, {"nominal_units": None}]
+)
+def test_what_cannot_be_trained_costs_nothing(
+    cache: Cache, tmp_path: Path, words: dict[str, object]
+) -> None:
+    site, plan = fresh(cache, tmp_path, **words), private_plan()
+    with pytest.raises((NothingToLearnError, RefusedError)):
+        site.train(plan, 1, start(plan))
+    assert "reserve" not in kinds(site)
+
+
+def test_a_refused_site_claims_nobody(cache: Cache, tmp_path: Path) -> None:
+    plan = private_plan()
+    trial = fresh(cache, tmp_path, "trial", policy={"epsilon": None})
+    with pytest.raises(RefusedError):
+        trial.train(plan, 1, start(plan))
+    real = Site.open(private_site(tmp_path / "real", cache))
+    assert real.train(plan, 1, start(plan)).spent is not None
+
+
+def test_a_simulated_ledger_never_becomes_a_real_one(cache: Cache, tmp_path: Path) -> None:
+    site, plan = fresh(cache, tmp_path, simulated=True), private_plan()
+    site.train(plan, 1, start(plan))
+    file = site.folder.path / "site.yaml"
+    file.write_text(file.read_text().replace("simulated: true", "simulated: false"))
+    with pytest.raises(RefusedError, match="simulated") as caught:
+        Site.open(site.folder.path).train(plan, 2, start(plan))
+    assert caught.value.code == "simulated"
+
+
+def test_the_hash_of_the_patients_cannot_be_guessed(cache: Cache, tmp_path: Path) -> None:
+    one, other = (fresh(cache, tmp_path, name, simulated=True) for name in ("a", "b"))
+    plan = private_plan()
+    hashes = set()
+    for site in (one, other):
+        site.train(plan, 1, start(plan))
+        hashes.add(site.gate.ledger.entries()[0].body["dataset"])
+    assert len(hashes) == 2
+
+
+def test_a_noised_score_has_its_noise_and_its_sensitivity(cache: Cache, tmp_path: Path) -> None:
+    """One patient more or less moves the sum by 1 at most, whatever the plan counts."""
+    site = fresh(cache, tmp_path, policy={"metrics": "noised", "metrics_noise": 3.0})
+    plan = private_plan(privacy={"unit": "image"}, tasks={"findings_weight": 50.0})
+    model, settings = build_model(plan), site.folder.settings
+    values = [noised_loss(model, site.data, plan, settings)["val_noised_loss"] for _ in range(300)]
+    spread = float(np.std(values)) * UNITS
+    assert spread == pytest.approx(3.0, rel=3 / math.sqrt(600))
+
+    quiet = settings.model_copy(
+        update={"policy": settings.policy.model_copy(update={"metrics_noise": 1e-9})}
+    )
+    table = site.data.table
+    whole = noised_loss(model, site.data, plan, quiet)["val_noised_loss"] * UNITS
+    for patient in table.loc[table["split"] == "val", "patient"].unique():
+        fewer = table.assign(split=table["split"].mask(table["patient"] == patient, "test"))
+        less = dataclasses.replace(site.data, table=fewer)
+        without = noised_loss(model, less, plan, quiet)["val_noised_loss"] * UNITS
+        assert 0 < whole - without < 1 + 1e-6

@@ -16,7 +16,7 @@ from client.privacy.material import Weights
 from client.privacy.random import SecureRandom
 from client.privacy.sampling import capped, poisson, portions
 from client.privacy.step import PrivateStep
-from client.privacy.training import Average, Supply, train_private_round
+from client.privacy.training import Average, Supply, check_trainable, train_private_round
 from client.settings import SiteSettings
 from client.site import Site
 from client.train import NothingToLearnError
@@ -115,8 +115,10 @@ def test_heads_that_the_site_does_not_declare_stay_as_they_are(site: Site) -> No
 
 def test_a_site_that_declares_nothing_takes_no_part(site: Site) -> None:
     plan = private_plan()
+    silent = settings(site, outlines_lungs=False, annotates=())
     with pytest.raises(NothingToLearnError):
-        trained(plan, site, settings(site, outlines_lungs=False, annotates=()))
+        check_trainable(build_model(plan), silent, torch.device("cpu"))
+    check_trainable(build_model(plan), settings(site, annotates=()), torch.device("cpu"))
 
 
 def test_the_plans_seed_reaches_neither_noise_nor_sampling(site: Site) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.teacher import Asked, Teacher, Thresholds, choose_thresholds
+from client.teacher import Question, Teacher, Thresholds, choose_thresholds
 from client.views import Views, make_views
 from common.losses import consistency_losses
 from common.model import MultitaskModel, Outputs, build_model
@@ -28,10 +28,10 @@ def thresholds() -> Thresholds:
     return Thresholds(torch.full((14,), 0.055), torch.full((14,), 0.045))
 
 
-def asked(units: list[int], lung_rows: list[int]) -> Asked:
+def asked(units: list[int], lung_rows: list[int]) -> Question:
     everything = torch.ones(len(units), 14, dtype=torch.bool)
     rows = torch.tensor(lung_rows, dtype=torch.int64)
-    return Asked(everything, rows, torch.tensor(units), max(units) + 1)
+    return Question(everything, rows, torch.tensor(units), max(units) + 1)
 
 
 def pictures(seed: int = 0) -> Tensor:

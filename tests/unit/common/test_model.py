@@ -12,9 +12,9 @@ from torch import nn
 
 from common.encoder import BACKBONES, build_encoder, fold_batch_norm, group_norm, standardise
 from common.errors import InputError, LayoutError
-from common.findings import FINDINGS
+from common.findings import FINDINGS, LUNGS
 from common.model import MultitaskModel, build_model, load_pretrained
-from common.parameters import LUNGS, flatten, load_flat, shared_layout
+from common.parameters import flatten, load_flat, shared_layout
 from common.plan import Plan
 from common.sections import ModelPlan, TasksPlan
 

@@ -78,7 +78,7 @@ class NumericSite:
             raise RefusedError("secret text about the policy", "budget-spent", 7)
         if (self.folder.path / "broken").exists():
             raise RuntimeError("secret text with a path /data/patients")
-        needs = self.gate.admit(plan, number)
+        needs = self.gate.admit("train", plan, number)
         self.gate.reserve(plan, number, needs)
         layout, _ = start(plan.heads)
         before = self.folder.state / f"memory-{number - 1}.json"

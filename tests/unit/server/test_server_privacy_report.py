@@ -96,7 +96,7 @@ def test_the_page_says_it(facts: FederationPrivacy) -> None:
     text = Page(page).text
     for part in (
         "2 of 3 sites told what they have spent: epsilon 1.500 to 1.860.",
-        "so much noise that the whole plan costs each site epsilon 3",
+        "so much that a site's training, each round once, costs epsilon 3",
         "east nearly spent 3 1.860 2 1e-05 1.1 0.016 60",
         "south not disclosed 5 – – – – – –",
         "east budget-spent the plan would exceed the lifetime cap 4, 5, the finish",

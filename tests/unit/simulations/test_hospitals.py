@@ -7,10 +7,11 @@ import pytest
 
 from client.policy import Policy, check_plan
 from client.settings import SiteSettings
-from common.errors import PlanError
+from common.errors import PartitionError, PlanError
 from common.plan import Plan, load_plan, plan_from_json
 from simulations.cli import _changed
 from simulations.hospitals import OPEN, UNBOUND, rounded, simulated_settings
+from simulations.prepare import _check_caps
 
 PLANS = Path(__file__).resolve().parents[3] / "simulations" / "plans"
 
@@ -62,3 +63,10 @@ def test_the_plans_can_be_run_without_privacy_to_compare(name: str, tmp_path: Pa
     assert (other.training.unit, other.simulation.sites) == ("patient", 2)
     assert other.model.pretrained == str(tmp_path / "w.safetensors")
     assert other.training.model_copy(update={"unit": "image"}) == plan.training
+
+
+def test_a_hospital_of_masks_needs_a_cap_too() -> None:
+    plan = private(sites=2, lifetime_epsilon=(1.0, 2.0))
+    _check_caps(plan, masks=False)
+    with pytest.raises(PartitionError, match="found 2 numbers; allowed: 3"):
+        _check_caps(plan, masks=True)
