@@ -7,6 +7,7 @@ neither torch nor Flower, so that a site can read and judge a plan before loadin
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -131,6 +132,19 @@ def load_plan(path: Path) -> Plan:
         raise PlanError(validation_problems(error, str(path), Plan)) from None
 
 
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+\Z"))
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also reads 1e-5 as the number that it is in YAML 1.2 and JSON."""
+
+    # What a plain word may be, by its first letter; the first that matches counts.
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [*known, _FLOAT] if first and first in "-+0123456789" else known
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def read_mapping(path: Path, keys: str) -> dict[str, Any]:
     """The mapping in a YAML file; `keys` says of what, for the error.
 
@@ -138,7 +152,7 @@ def read_mapping(path: Path, keys: str) -> dict[str, Any]:
     """
     file = str(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise PlanError(

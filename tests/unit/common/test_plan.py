@@ -143,3 +143,22 @@ def test_changing_one_range_of_a_view_keeps_the_others() -> None:
     default = Plan(name="a").semi_supervision.strong
     assert strong.blur == 0.02
     assert strong.model_copy(update={"blur": default.blur}) == default
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-05", "0.00001", "1e-05"])
+def test_a_small_number_may_be_written_in_any_way(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(f"name: small\nprivacy: {{delta: {text}}}\n")
+    assert load_plan(file).privacy.delta == 1e-5
+
+
+def test_a_plan_as_json_is_read_as_it_was(tmp_path: Path) -> None:
+    plan = Plan(name="again")
+    (tmp_path / "plan.yaml").write_text(plan.to_json())
+    assert load_plan(tmp_path / "plan.yaml") == plan
+
+
+def test_what_only_looks_like_a_number_stays_a_name(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text("name: 1e5x\n")
+    assert load_plan(file).name == "1e5x"
