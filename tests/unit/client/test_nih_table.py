@@ -194,7 +194,7 @@ def test_the_newer_edition_is_found_first(tmp_path: Path) -> None:
 
 
 def test_the_full_release(shared_dir: Path) -> None:
-    """All counts are those of SCIENCE.md 2.1 and 2.2."""
+    """All counts are those of the released table."""
     path = shared_dir / "nih_metadata" / "Data_Entry_2017_v2020.csv.gz"
     start = time.process_time()
     table = read_table(path)
