@@ -63,7 +63,6 @@ class Gate:
         charge = UNPROTECTED if needs is None else needs.charge()
         cap = self._cap if needs is not None else Cap(None, self._cap.delta)
         try:
-            self._claim()
             self._charge("training", plan, round_number, charge, cap)
         except RefusedError as error:
             self._record_refusal("train", plan, round_number, error)
@@ -197,7 +196,7 @@ class Gate:
         charge: Charge,
         cap: Cap,
     ) -> None:
-        privacy = plan.privacy
+        self._claim()
         reservation = Reservation(
             purpose,
             plan.name,
@@ -205,7 +204,7 @@ class Gate:
             round_number,
             self._settings.policy.unit,
             charge,
-            privacy.clipping_norm,
+            plan.privacy.clipping_norm,
         )
         self.ledger.reserve(reservation, cap)
 

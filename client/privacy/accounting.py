@@ -111,7 +111,7 @@ def solve_noise(epsilon: float, delta: float, sampling_rate: float, steps: int) 
 
 @lru_cache(maxsize=4096)
 def quick_noise(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """Enough noise by the RDP bound alone: up to about a tenth more than `solve_noise`, at once.
+    """Enough noise by the RDP bound alone, at once: a tenth, for few steps a quarter too much.
 
     Raises InputError when even a noise multiplier of 10,000 is not enough.
     """

@@ -226,7 +226,7 @@ def spread(last: int, points: int) -> list[int]:
 def noise_curve(question: Question, target: float, batches: Sequence[int]) -> list[float]:
     """1e4 x noise multiplier / batch for epsilon `target`, for each of the batch sizes.
 
-    By the fast bound: about a tenth too high, and a figure of dozens of points needs no more.
+    By the fast bound, which is somewhat too high: dozens of points need no more.
     """
     total, delta = question.rounds * question.steps, question.at_delta
     return [

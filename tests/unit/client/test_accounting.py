@@ -9,7 +9,14 @@ import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 
-from client.privacy.accounting import Charge, accountant, epsilon, most_steps, solve_noise
+from client.privacy.accounting import (
+    Charge,
+    accountant,
+    epsilon,
+    most_steps,
+    quick_noise,
+    solve_noise,
+)
 from common.errors import InputError
 
 SINGLE = [
@@ -128,6 +135,17 @@ def test_the_noise_that_fits(
     assert epsilon([Charge(round(noise - 0.001, 3), rate, steps)], delta) > target
     if google_noise is not None:
         assert google_noise - 0.0005 <= noise <= 1.01 * google_noise
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "rate", "steps"), [(8.0, 1e-5, 0.1, 50), (1.0, 1e-6, 0.01, 200)]
+)
+def test_the_quick_noise_is_enough_and_not_much_more(
+    target: float, delta: float, rate: float, steps: int
+) -> None:
+    quick = quick_noise(target, delta, rate, steps)
+    assert epsilon([Charge(quick, rate, steps)], delta) <= target
+    assert 0.99 <= quick / solve_noise(target, delta, rate, steps) <= 1.35
 
 
 def test_a_generous_epsilon_needs_the_least_noise() -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from client.privacy import accounting
-from client.privacy.accounting import Charge, epsilon, solve_noise
+from client.privacy.accounting import Charge, epsilon, quick_noise, solve_noise
 from common.errors import InputError
 from simulations.cli import app
 from simulations.privacy.page import number, print_answer, render, steps_text
@@ -41,10 +41,10 @@ ARGUMENTS = ["privacy-plan", "--patients", "400", "--rounds", "4", "--steps", "2
 ARGUMENTS += ["--batch", "200", "--cap", "3", "--noise", "0.7", "--clip", "0.5"]
 
 
-ACCOUNTANT = accounting._epsilon
+ACCOUNTANT, RDP = accounting._epsilon, accounting._rdp_epsilon
 
 
-def toy(history, delta):
+def toy(history, delta, orders=()):
     """Rises with rate, steps and 1 / noise as epsilon does, and takes no time."""
     assert 0 < delta < 1
     return sum(6 * rate * math.sqrt(steps) / noise for noise, rate, steps in history)
@@ -53,10 +53,13 @@ def toy(history, delta):
 @pytest.fixture(autouse=True)
 def accountant(monkeypatch):
     """What the planner makes of epsilon is tested with a toy: the real one takes a minute."""
-    solve_noise.cache_clear()
+    for remembers in (solve_noise, quick_noise):
+        remembers.cache_clear()
     monkeypatch.setattr(accounting, "_epsilon", toy)
+    monkeypatch.setattr(accounting, "_rdp_epsilon", toy)
     yield
-    solve_noise.cache_clear()
+    for remembers in (solve_noise, quick_noise):
+        remembers.cache_clear()
 
 
 @pytest.fixture
@@ -109,6 +112,7 @@ def test_delta_is_a_tenth_of_one_over_the_patients_rounded_down(patients, delta)
 
 def test_what_the_hints_compare_with_is_what_the_accountant_says(monkeypatch):
     monkeypatch.setattr(accounting, "_epsilon", ACCOUNTANT)
+    monkeypatch.setattr(accounting, "_rdp_epsilon", RDP)
     for target, level in POOLED.items():
         noise = level * 4096 / 1e4
         spent = epsilon([Charge(noise, 4096 / 75_312, 551)], usual_delta(75_312))
