@@ -7,12 +7,17 @@ JOBS ?= 2  # tests side by side, each with one thread
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 # Plain pip and uv install the same locked files; uv is used when it is there, for its speed.
 ifeq ($(UV),)
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet
+CHECK := $(PIP) check
 else
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python
+CHECK := $(UV) pip check --python $(BIN)/python
 endif
+# No resolver is asked and nothing is built: the lock alone decides, on any later day.
+LOCKED := --no-deps --require-hashes --only-binary :all: -r requirements.lock
 
-.PHONY: help setup demo test lint e2e bench clean
+.PHONY: help setup lock demo test lint e2e documents mutate bench clean
 help:  ## show the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -22,15 +27,19 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11, for which requirements.lock was made"; exit 1; }
 	@echo "installing the locked dependencies into $(VENV) (several GB, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) $(LOCKED)
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
+	@$(CHECK)
 	@touch $@
+
+lock: setup  ## make requirements.lock fit pyproject.toml again; UPGRADE=--upgrade for new releases
+	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --generate-hashes --no-strip-extras --no-emit-index-url --python-version 3.11 --no-header $(UPGRADE) --quiet -o requirements.lock
 
 demo: setup  ## four phantom hospitals learn together; ends with a table and a report
 	$(BIN)/consilium-sim run simulations/plans/demo.yaml --out $(RUN)
 
 test: setup  ## all fast tests with coverage, and the real Flower processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered --cov-report=json:build/coverage.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not documents" --cov --cov-report=term:skip-covered --cov-report=json:build/coverage.json
 	$(BIN)/python -m tests.coverage_floor build/coverage.json
 
 lint: setup  ## ruff and strict mypy
@@ -38,8 +47,14 @@ lint: setup  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-e2e: setup  ## the slow suites: kill -9, resume, failing sites, no process left behind
-	$(BIN)/python -m pytest -q -m slow
+e2e: setup  ## the slow suites: kill -9, resume, whole federations, every line and every layer
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow
+
+documents: setup  ## the documents' long commands, a small one of each
+	$(BIN)/python -m pytest -q -m documents
+
+mutate: setup  ## break what privacy rests on, line by line, and see that tests notice
+	$(BIN)/python -m tests.mutate
 
 bench: setup  ## the benchmark table as ratios; writes build/bench.json
 	$(BIN)/consilium-sim bench --out build/bench.json

@@ -4,26 +4,34 @@ Only error codes cross the border. The text of an error, with its paths and valu
 the site's own log. Knows nothing of Flower.
 """
 
-import logging
 import re
-import time
 import traceback
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from client.guard import check_leaving, check_metrics
+from client.border.deadline import Due, afterwards, end, in_time
+from client.border.gate import NotChargedError
+from client.border.guard import check_leaving, check_metrics
+from client.notes import log
 from client.settings import SITE_FILE
 from client.site import Site
 from common.checkpoint import array_sha256, read_arrays, write_arrays
-from common.errors import ConsiliumError, InputError, Problem, RefusedError
+from common.errors import (
+    ConsiliumError,
+    FailedError,
+    InputError,
+    LayoutError,
+    Problem,
+    RefusedError,
+)
 from common.model import build_model
 from common.parameters import Flat, Layout, shared_layout
 from common.plan import Plan, plan_from_json
-from common.update import Broadcast
+from common.update import Broadcast, Update
 from common.wire import Parcel, Scalar, pack_update, unpack_broadcast
 
-Handler = Callable[[Site, Parcel], Parcel]
+Handler = Callable[[Site, Parcel, Due], Parcel]
 
 # A process keeps its sites: model, cache and device stay warm. Beside each, its site.yaml as read.
 _sites: dict[Path, tuple[bytes, Site]] = {}
@@ -38,32 +46,29 @@ class BaseMissingError(ConsiliumError):
 def answer(action: str, parcel: Parcel, folder: Path) -> Parcel:
     """Do what the server asks ("hello", "train" or "finish") with the site in `folder`.
 
-    Never raises: an error becomes its code, and its text goes to reports/site.log.
+    Never raises: an error becomes its code, and its text goes to reports/site.log. Once a private
+    question is admitted, by policy, ledger and public words alone, its answer leaves at the
+    policy's deadline, and whatever goes wrong has the one code `failed`.
     """
-    name, started, slot = folder.name, time.monotonic(), None
+    name, policy, due = folder.name, None, Due()
     try:
         site = open_once(folder)
-        name, slot = site.name, site.policy.reply_slot
-        return _HANDLERS[action](site, parcel)
+        name, policy = site.name, site.policy
+        return _HANDLERS[action](site, parcel, due)
     except RefusedError as error:
-        _log(folder, f"{action}: {error.code}: {error}")
-        return _refusal(name, error.code, error.fits if _discloses(folder) else None)
+        log(folder / "reports", f"{action}: {error.code}: {error}")
+        tells = policy is not None and policy.disclose_spend
+        return _refusal(name, error.code, error.fits if tells else None)
     except BaseMissingError as error:
         return _refusal(name, error.code)
     except ConsiliumError as error:
-        _log(folder, f"{action}: {error.code}: {error}")
+        log(folder / "reports", f"{action}: {error.code}: {error}")
         return _refusal(name, error.code)
     except Exception:
-        _log(folder, f"{action}: internal error\n{traceback.format_exc()}")
+        log(folder / "reports", f"{action}: internal error\n{traceback.format_exc()}")
         return _refusal(name, "internal")
     finally:
-        if slot is not None and action != "hello":
-            # How long the work took tells of the data: every answer leaves at a full slot.
-            time.sleep(slot - (time.monotonic() - started) % slot)
-
-
-def _discloses(folder: Path) -> bool:
-    return folder in _sites and _sites[folder][1].policy.disclose_spend
+        due.wait()
 
 
 def open_once(folder: Path) -> Site:
@@ -75,12 +80,19 @@ def open_once(folder: Path) -> Site:
     written = file.read_bytes() if file.exists() else b""
     if folder not in _sites or _sites[folder][0] != written:
         _sites[folder] = (written, Site.open(folder))
-    return _sites[folder][1]
+    site = _sites[folder][1]
+    site.look_again()
+    return site
 
 
 def forget(folder: Path) -> None:
-    """Let go of an opened site and its model, in a process that goes on to other sites."""
-    _sites.pop(folder, None)
+    """Let go of an opened site and its model, in a process that goes on to other sites.
+
+    Waits for what the site still does for itself.
+    """
+    opened = _sites.pop(folder, None)
+    if opened is not None:
+        end(opened[1].folder.state)
 
 
 def site_folder(sites: Path, partition: int) -> Path:
@@ -95,51 +107,107 @@ def site_folder(sites: Path, partition: int) -> Path:
     return folders[partition]
 
 
-def _hello(site: Site, parcel: Parcel) -> Parcel:
+def _hello(site: Site, parcel: Parcel, due: Due) -> Parcel:
     file = _base_file(site, str(parcel.config["base_sha256"]))
     return Parcel({}, {"site": site.name, "holds_base": file.exists()}, {})
 
 
-def _train(site: Site, parcel: Parcel) -> Parcel:
-    broadcast, plan, shared = _received(site, parcel)
-    update = site.train(plan, broadcast.round, shared)
-    check_leaving(update, plan, broadcast.round, site.folder.settings, _layout(broadcast.plan_json))
+def _train(site: Site, parcel: Parcel, due: Due) -> Parcel:
+    question, plan, shared = _received(site, parcel)
+    needs = site.gate.admit("train", plan, question.round)
+    if needs is None:
+        _keep_base(site, question)
+        return _leaving(site, plan, question, site.train(plan, question.round, shared))
+    due.at(site.policy.deadline)
+
+    def work() -> Parcel:
+        _keep_base(site, question)
+        update = site.update(needs, plan, question.round, shared, due.until)
+        return _leaving(site, plan, question, update)
+
+    local = partial(site.note_scores, plan, question.round, due.until)
+    return _alike(lambda: in_time(site.folder.state, due.until, work, local))
+
+
+def _leaving(site: Site, plan: Plan, question: Broadcast, update: Update) -> Parcel:
+    """An update as it leaves, checked and recorded."""
+    layout = _layout(question.plan_json)
+    check_leaving(update, plan, question.round, site.folder.settings, layout)
     leaving = pack_update(update, plan.federation.wire)
-    site.gate.sent("train", plan, broadcast.round, leaving)
+    site.gate.sent("train", plan, question.round, leaving)
     return leaving
 
 
-def _finish(site: Site, parcel: Parcel) -> Parcel:
-    broadcast, plan, shared = _received(site, parcel)
-    metrics = site.finish(plan, broadcast.round, shared).metrics
+def _finish(site: Site, parcel: Parcel, due: Due) -> Parcel:
+    question, plan, shared = _received(site, parcel)
+    number = question.round
+    if site.gate.admit("finish", plan, number) is None:
+        _keep_base(site, question)
+        return _told(site, plan, number, site.finish(plan, number, shared).metrics)
+    due.at(site.policy.deadline)
+    place, local = site.folder.state, partial(site.settle, plan, number, shared, due.until)
+    if site.policy.metrics != "noised":
+        # A constant, whatever the site is busy with: nothing is worked out for it.
+        leaving = _alike(lambda: _told(site, plan, number, {}))
+        afterwards(place, due.until, local)
+        return leaving
+
+    def work() -> Parcel:
+        return _told(site, plan, number, site.told(plan, number, shared))
+
+    return _alike(lambda: in_time(place, due.until, work, local))
+
+
+def _told(site: Site, plan: Plan, number: int, metrics: dict[str, float]) -> Parcel:
+    """The answer to a finish as it leaves, checked and recorded."""
     check_metrics(metrics, plan)
     leaving = Parcel({}, {"site": site.name}, metrics)
-    site.gate.sent("finish", plan, broadcast.round, leaving)
+    site.gate.sent("finish", plan, number, leaving)
     return leaving
 
 
 _HANDLERS: dict[str, Handler] = {"hello": _hello, "train": _train, "finish": _finish}
 
 
+def _alike(work: Callable[[], Parcel]) -> Parcel:
+    """What the work gives. Raises FailedError for whatever goes wrong in it: one code for all.
+
+    Only that the ledger would not pay keeps its code: no pixel had a say in it.
+    """
+    try:
+        return work()
+    except NotChargedError:
+        raise
+    except ConsiliumError as error:  # its own words say what to do
+        raise FailedError(f"{error.code}: {error}") from None
+    except Exception as error:
+        raise FailedError("".join(traceback.format_exception(error))) from None
+
+
 def _received(site: Site, parcel: Parcel) -> tuple[Broadcast, Plan, Flat]:
-    """The broadcast, its plan, and the shared parameters (P,) float32: base + delta."""
+    """The broadcast, its plan, and the shared parameters (P,) float32: base + delta.
+
+    Nothing is written, for nothing is admitted yet. Raises LayoutError for parameters that are
+    not the plan's, by the plan alone.
+    """
     broadcast = unpack_broadcast(parcel)
-    base = _base(site, broadcast)
-    return broadcast, plan_from_json(broadcast.plan_json), base + broadcast.delta
+    base, plan = _base(site, broadcast), plan_from_json(broadcast.plan_json)
+    size = _layout(broadcast.plan_json).size
+    if base.shape != (size,) or broadcast.delta.shape != (size,):
+        found = f"{base.shape} and {broadcast.delta.shape} numbers"
+        allowed = f"({size},), the layout of the plan's model"
+        raise LayoutError(Problem("broadcast", "base, delta", found, allowed, "Send again."))
+    return broadcast, plan, base + broadcast.delta
 
 
 def _base(site: Site, broadcast: Broadcast) -> Flat:
-    """The base parameters: those sent along, which are kept, or those kept before."""
+    """The base parameters: those sent along, or those kept before."""
     file = _base_file(site, broadcast.base_sha256)
     if broadcast.base is not None:
         if array_sha256(broadcast.base) != broadcast.base_sha256:
             raise InputError(
                 Problem("broadcast", "base", "other bytes", "those of its SHA-256", "Send again.")
             )
-        write_arrays(file, {"shared": broadcast.base})
-        for other in file.parent.glob("base-*.safetensors"):
-            if other != file:
-                other.unlink(missing_ok=True)
         return broadcast.base
     if not file.exists():
         raise BaseMissingError("the base parameters are not here")
@@ -148,6 +216,17 @@ def _base(site: Site, broadcast: Broadcast) -> Flat:
         file.unlink()
         raise BaseMissingError("the base parameters on disk are damaged")
     return base
+
+
+def _keep_base(site: Site, broadcast: Broadcast) -> None:
+    """Keep the base parameters that came along, in the place of those before."""
+    if broadcast.base is None:
+        return
+    file = _base_file(site, broadcast.base_sha256)
+    write_arrays(file, {"shared": broadcast.base})
+    for other in file.parent.glob("base-*.safetensors"):
+        if other != file:
+            other.unlink(missing_ok=True)
 
 
 def _base_file(site: Site, sha256: str) -> Path:
@@ -168,15 +247,3 @@ def _refusal(site: str, code: str, fits: int | None = None) -> Parcel:
     """fits: training steps that the budget still allows, if the site tells."""
     more: dict[str, Scalar] = {} if fits is None else {"fits": fits}
     return Parcel({}, {"site": site, "error": code, **more}, {})
-
-
-def _log(folder: Path, text: str) -> None:
-    """Append to the site's log. A log that can't be written must not silence the answer."""
-    try:
-        (folder / "reports").mkdir(exist_ok=True)
-        handler = logging.FileHandler(folder / "reports" / "site.log", encoding="utf-8")
-    except OSError:
-        return
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    handler.emit(logging.LogRecord("site", logging.ERROR, "", 0, text, None, None))
-    handler.close()

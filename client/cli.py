@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from client.ledger import Head, Ledger, verify
 from client.report import as_json as facts_as_json
@@ -18,35 +17,16 @@ from client.report.spend import finite
 from client.settings import open_site_folder
 from common.errors import InputError, Problem
 from common.plan import load_plan
-from common.terminal import exit_on_error
+from common.terminal import group, plain, program
 
-app = typer.Typer(
-    help="A hospital’s own tools: what was spent, what left, what a plan would cost.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-
-def _group(name: str, about: str) -> typer.Typer:
-    """A group of commands, such as `consilium-site ledger ...`."""
-    group = typer.Typer(help=about, no_args_is_help=True)
-    app.add_typer(group, name=name)
-    return group
-
-
-ledger = _group("ledger", "The privacy ledger.")
-report = _group("report", "Reports.")
+app = program("A hospital’s own tools: what was spent, what left, what a plan would cost.")
+ledger = group(app, "ledger", "The privacy ledger.")
+report = group(app, "report", "Reports.")
 
 SiteArgument = Annotated[
     Path, typer.Argument(metavar="SITE-FOLDER", help="folder that holds site.yaml")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
-
-
-def main() -> None:
-    """Entry point: errors become one clear message and the right exit code."""
-    exit_on_error(app)
 
 
 @ledger.command()
@@ -59,6 +39,7 @@ def show(site: SiteArgument, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(
             {
+                "simulated": bool(entries[0].body["simulated"]),
                 "epsilon": finite(spent),
                 "delta": policy.delta,
                 "cap": policy.epsilon,
@@ -66,9 +47,11 @@ def show(site: SiteArgument, as_json: AsJson = False) -> None:
             }
         )
         return
-    console = _console()
+    console = plain()
     print_ledger(console, entries)
     print_spend(console, spent, policy.delta, policy.epsilon)
+    if entries[0].body["simulated"]:
+        console.print("simulated: this ledger protects nobody")
 
 
 @ledger.command("verify")
@@ -87,7 +70,7 @@ def verify_ledger(
         _print_json({"intact": True} | dataclasses.asdict(head))
         return
     seen = "" if expect is None else ", and the expected head is in it"
-    _console().print(f"intact: {head.entries} entries{seen}; head {head.entries}:{head.sha256}")
+    plain().print(f"intact: {head.entries} entries{seen}; head {head.entries}:{head.sha256}")
 
 
 @ledger.command()
@@ -97,7 +80,7 @@ def export(
 ) -> None:
     """Write all entries as JSON lines, for an auditor."""
     head = Ledger(ledger_path(open_site_folder(site))).export(out)
-    _console().print(f"{head.entries} entries: {out}")
+    plain().print(f"{head.entries} entries: {out}")
 
 
 @ledger.command()
@@ -111,7 +94,7 @@ def project(
     if as_json:
         _print_json(found.model_dump(mode="json") | {"accepted": found.accepted})
     else:
-        print_projection(_console(), found)
+        print_projection(plain(), found)
 
 
 @report.command()
@@ -129,7 +112,7 @@ def privacy(
         _print_json(facts_as_json(facts))
         return
     page, data = write_report(facts, folder.reports if out is None else out)
-    console = _console()
+    console = plain()
     print_facts(console, facts)
     console.print(f"{page}\n{data}")
 
@@ -143,10 +126,6 @@ def parse_head(text: str) -> Head:
         step = "Copy the head from `ledger verify`, a report or the coordinator."
         raise InputError(Problem("command line", "--expect", repr(text), allowed, step))
     return Head(int(entries), sha256.lower())
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_json(value: dict[str, Any]) -> None:

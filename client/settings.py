@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from client.policy import Policy
 from common.errors import DataError, Problem
 from common.findings import FINDINGS, LUNGS
+from common.yaml_file import read_mapping
 
 SITE_FILE = "site.yaml"
 SPLITS = ("train", "val", "test")
+EngineName = Literal["auto", "loop", "opacus", "vmap"]
 
 
 class SiteSettings(BaseModel):
@@ -21,7 +22,7 @@ class SiteSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")
     cache: Path
     rows: Path = Path("rows.parquet")
     annotates: tuple[str, ...] = FINDINGS
@@ -30,18 +31,35 @@ class SiteSettings(BaseModel):
     nominal_units: int | None = Field(
         None, ge=1, description="about how many training patients (or images): a public word"
     )
-    engine: Literal["auto", "loop", "opacus", "vmap"] = Field(
+    engine: EngineName = Field(
         "auto", description="how gradients per unit are worked out; auto: by device"
     )
     physical_batch: int = Field(32, ge=1, description="images in memory at once, private training")
     ledger: Path = Path("ledger.sqlite")
     policy: Policy = Policy()
+    serving_head_epochs: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="passes in which heads for use inside the site are fitted, without noise, "
+        "after a private plan; the site's wish, whatever the plan says",
+    )
     simulated: bool = Field(False, description="a what-if hospital: its ledger protects nobody")
 
     @property
     def declares(self) -> tuple[str, ...]:
         """What the site says that it annotates: findings, and "lungs". It tells no row's labels."""
         return (*self.annotates, *((LUNGS,) if self.outlines_lungs else ()))
+
+    @field_validator("name")
+    @classmethod
+    def _name_of_a_site(cls, name: str) -> str:
+        if name.startswith("node-"):
+            raise ValueError(
+                "a name that does not begin with node-: so the coordinator calls nodes that have "
+                "not said their name, and it takes no site that is called so"
+            )
+        return name
 
     @field_validator("annotates")
     @classmethod
@@ -50,6 +68,15 @@ class SiteSettings(BaseModel):
         if unknown:
             raise ValueError(f"findings among {', '.join(FINDINGS)}; not {', '.join(unknown)}")
         return names
+
+    @model_validator(mode="after")
+    def _has_a_deadline(self) -> "SiteSettings":
+        if self.policy.epsilon is not None and self.policy.deadline is None and not self.simulated:
+            raise ValueError(
+                "policy.deadline in seconds, as policy.epsilon is set: answers to private plans "
+                "leave at a public time. Set it to a little more than a round takes"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -102,24 +129,17 @@ class SiteFolder:
 def open_site_folder(path: Path) -> SiteFolder:
     """Read a site folder's `site.yaml`. Raises DataError with every mistake in it."""
     file = path / SITE_FILE
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise DataError(
-            Problem(str(file), "", reason, "a site's settings", "Check the site folder.")
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        found = "text that is not YAML: " + " ".join(str(error).split())
-        raise DataError(Problem(str(file), "", found, "a YAML mapping", "Mend it.")) from None
+    step = "Check the site folder; a site.yaml has at least name and cache."
+    raw = read_mapping(file, "site settings", DataError, step)
     try:
         return SiteFolder(path, SiteSettings.model_validate(raw))
     except ValidationError as error:
         raise DataError(
             Problem(
                 str(file),
-                f"key {'.'.join(map(str, detail['loc'])) or 'site.yaml'!r}",
-                repr(detail["input"]),
+                # What belongs to no single key is the deadline, which another key asks for.
+                f"key {'.'.join(map(str, detail['loc'])) or 'policy.deadline'!r}",
+                repr(detail["input"]) if detail["loc"] else "nothing",
                 detail["msg"].removeprefix("Value error, "),
                 "Mend the settings.",
             )

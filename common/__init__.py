@@ -1,1 +1,4 @@
-"""What server, client and simulations share. Imports none of them."""
+"""What server, client and simulations share.
+
+Never here: an import of theirs, data of patients, or Flower.
+"""

@@ -138,18 +138,6 @@ def bootstrap(
     )
 
 
-def auroc_table(
-    targets: Array,
-    scores: Array,
-    patients: Array,
-    resamples: int = 1000,
-    seed: int = 0,
-    names: Sequence[str] = FINDINGS,
-) -> ScoreTable:
-    """AUROC per finding and macro, with intervals. Arguments and errors as `bootstrap`."""
-    return bootstrap(targets, scores, patients, resamples, seed, names).auroc.scores()
-
-
 def mean_of(models: Sequence[Replicates]) -> Replicates:
     """The mean over several models, finding by finding, of those that are defined.
 

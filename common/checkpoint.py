@@ -58,8 +58,50 @@ def read_json(path: Path) -> Any:
     """Read a JSON file. Raises InputError when it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(_unreadable(path, error, "JSON")) from None
+
+
+def read_object(path: Path, /, **kinds: Any) -> dict[str, Any]:
+    """Read a JSON object, in which each key of `kinds` is there with a value of that type.
+
+    Raises InputError when the file is missing, no JSON object, or misses such a value.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(_damaged(path, "", f"a {type(value).__name__}", "a JSON object"))
+    for key, kind in kinds.items():
+        at = f"key {key!r}"
+        if key not in value:
+            raise InputError(_damaged(path, at, "nothing", "a value"))
+        if not isinstance(value[key], kind):
+            found = json.dumps(value[key])[:80]
+            allowed = getattr(kind, "__name__", str(kind))
+            raise InputError(_damaged(path, at, found, f"a value of type {allowed}"))
+    return value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one a line.
+
+    Raises InputError when it is missing, or for the first line that is no object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(_unreadable(path, error, "JSON lines")) from None
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            found = " ".join(str(error).split())
+            raise InputError(_damaged(path, f"line {number}", found, "a JSON object")) from None
+        if not isinstance(value, dict):
+            found = f"a {type(value).__name__}"
+            raise InputError(_damaged(path, f"line {number}", found, "a JSON object"))
+        values.append(value)
+    return values
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -79,6 +121,10 @@ def array_sha256(array: npt.NDArray[Any]) -> str:
     """Hex SHA-256 over the little-endian bytes of an array of any shape."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
+
+
+def _damaged(path: Path, at: str, found: str, allowed: str) -> Problem:
+    return Problem(str(path), at, found, allowed, "Restore the file, or delete it and start anew.")
 
 
 def _unreadable(path: Path, error: Exception, kind: str) -> Problem:

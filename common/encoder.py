@@ -6,8 +6,8 @@ running statistics that would have to be averaged or could leak, and it is what 
 privacy allows. No operation on the path is in-place, because per-sample gradient hooks cannot
 follow those.
 
-To add a backbone: write a function that returns an `Encoder`, name it in `BACKBONES` and in
-`common.sections.Backbone`.
+To add a backbone: write a function that returns an `Encoder`, name it in `OURS`, or in
+`common.torchvision_encoders.BACKBONES`, and in `common.sections.Backbone`.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,6 @@ from math import gcd
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import densenet121, resnet
-from torchvision.models.densenet import DenseNet
 
 GROUPS = 32  # Wu & He, "Group Normalization", ECCV 2018, section 4: the default of 32 groups
 
@@ -52,54 +50,6 @@ class Encoder(nn.Module):
             x = stage(x)
             features.append(x)
         return features
-
-
-class _BasicBlock(resnet.BasicBlock):
-    """torchvision's block with `out + identity` instead of `out += identity`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + identity)  # type: ignore[no-any-return]
-
-
-class _Bottleneck(resnet.Bottleneck):
-    """torchvision's block with `out + identity` instead of `out += identity`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        return self.relu(self.bn3(self.conv3(out)) + identity)  # type: ignore[no-any-return]
-
-
-def _resnet(block: type[resnet.BasicBlock | resnet.Bottleneck], layers: list[int]) -> Encoder:
-    # Zero-initialised last norms: every block starts as the identity (Goyal et al., "Accurate,
-    # large minibatch SGD", 2017, section 5.1), which early averaging of many sites needs.
-    net = resnet.ResNet(block, layers, norm_layer=group_norm, zero_init_residual=True)
-    one_channel = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(one_channel.weight, mode="fan_out", nonlinearity="relu")
-    stem = nn.Sequential(one_channel, net.bn1, nn.ReLU())
-    first = nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), net.layer1)
-    expansion = block.expansion
-    channels = (64, *(expansion * width for width in (64, 128, 256, 512)))
-    return Encoder([stem, first, net.layer2, net.layer3, net.layer4], channels)
-
-
-def _densenet() -> Encoder:
-    net: DenseNet = densenet121(weights=None)
-    _batch_to_group_norm(net)
-    parts = dict(net.features.named_children())
-    conv = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(conv.weight)
-    stages: list[nn.Module] = [
-        nn.Sequential(conv, parts["norm0"], nn.ReLU()),
-        nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), parts["denseblock1"]),
-        nn.Sequential(parts["transition1"], parts["denseblock2"]),
-        nn.Sequential(parts["transition2"], parts["denseblock3"]),
-        nn.Sequential(parts["transition3"], parts["denseblock4"], parts["norm5"], nn.ReLU()),
-    ]
-    return Encoder(stages, (64, 256, 512, 1024, 1024))
 
 
 def _tiny() -> Encoder:
@@ -141,31 +91,24 @@ def _multimix() -> Encoder:
     return Encoder(stages, channels)
 
 
-BACKBONES: dict[str, Callable[[], Encoder]] = {
-    "tiny": _tiny,
-    "multimix": _multimix,
-    "resnet18": lambda: _resnet(_BasicBlock, [2, 2, 2, 2]),
-    "resnet50": lambda: _resnet(_Bottleneck, [3, 4, 6, 3]),
-    "densenet121": _densenet,
-}
+OURS: dict[str, Callable[[], Encoder]] = {"tiny": _tiny, "multimix": _multimix}
 
 
 def build_encoder(backbone: str) -> Encoder:
-    """A randomly initialised encoder. Raises KeyError for a name not in `BACKBONES`."""
-    encoder = BACKBONES[backbone]()
+    """A randomly initialised encoder. Raises KeyError for an unknown name.
+
+    torchvision takes 2 s to import, so it is loaded for a network of its own alone.
+    """
+    if backbone in OURS:
+        encoder = OURS[backbone]()
+    else:
+        from common.torchvision_encoders import BACKBONES
+
+        encoder = BACKBONES[backbone]()
     for module in encoder.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
     return encoder
-
-
-def _batch_to_group_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm2d below `module`, keeping names so that weights still load."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, group_norm(child.num_features))
-        else:
-            _batch_to_group_norm(child)
 
 
 def fold_batch_norm(

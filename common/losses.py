@@ -5,13 +5,15 @@ denominators (its annotated findings, its masked images) and by nothing that oth
 the batch could change. So a batch is a plain mean over units, and clipping a unit's gradient
 bounds that unit's influence. A loss divided by "labels in the batch" would break this. Units must
 be drawn once a step for that: plain training may draw a patient into two streams (labels and
-masks, client/batches.py) as two units.
+masks, client/data/batches.py) as two units.
 
 Labels and masks teach in `unit_losses`; what a teacher model says about images without them
 teaches in `consistency_losses`. These two are the only places that add terms up.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -27,8 +29,6 @@ class Batch:
     images: (B, 1, S, S) float in [0, 1]. targets: (B, 14) float 0/1. known: (B, 14) bool,
     whether the finding is annotated. lung_rows: (M,) int64, rows that have a mask.
     masks: (M, 1, S, S) float 0/1. unit: (B,) int64 in [0, units). units: U.
-    outlined: (M,) bool, which of the masks are really there (None: all): engines for private
-    training may put rows without a mask among `lung_rows`, with one that counts for nothing.
     """
 
     images: Tensor
@@ -38,7 +38,6 @@ class Batch:
     masks: Tensor
     unit: Tensor
     units: int
-    outlined: Tensor | None = None
 
 
 @dataclass
@@ -49,7 +48,6 @@ class Targets:
     open: (B, 14) bool, the findings on which the student should follow: the denominator.
     lung_rows: (M,) int64. lungs: (M, 1, S, S) probabilities in the student's frame.
     pixels: (M, 1, S, S) bool, those that count. unit: (B,) int64 in [0, units). units: U.
-    asked: (M,) bool, on which of `lung_rows` the teacher was asked (None: all).
     """
 
     findings: Tensor
@@ -60,7 +58,24 @@ class Targets:
     pixels: Tensor
     unit: Tensor
     units: int
-    asked: Tensor | None = None
+
+
+def joined_targets(parts: Sequence[Targets], first_unit: Sequence[int], units: int) -> Targets:
+    """Targets of several groups of rows, one group after the other, as those of `units` units.
+
+    first_unit: by what the units of each part are counted up.
+    """
+    starts = list(accumulate((len(part.findings) for part in parts), initial=0))
+    return Targets(
+        findings=torch.cat([part.findings for part in parts]),
+        weights=torch.cat([part.weights for part in parts]),
+        open=torch.cat([part.open for part in parts]),
+        lung_rows=torch.cat([p.lung_rows + row for p, row in zip(parts, starts, strict=False)]),
+        lungs=torch.cat([part.lungs for part in parts]),
+        pixels=torch.cat([part.pixels for part in parts]),
+        unit=torch.cat([p.unit + first for p, first in zip(parts, first_unit, strict=True)]),
+        units=units,
+    )
 
 
 def findings_loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
@@ -115,7 +130,7 @@ def unit_losses(
         total = total + findings_weight * unit_mean(per_row, labelled, batch.unit, batch.units)
     if outputs.lungs is not None and batch.lung_rows.numel() > 0:
         per_mask = lungs_loss(outputs.lungs.float(), batch.masks)
-        masked = _present(batch.outlined, per_mask)
+        masked = torch.ones_like(per_mask, dtype=torch.bool)
         units = batch.unit[batch.lung_rows]
         total = total + lungs_weight * unit_mean(per_mask, masked, units, batch.units)
     return total
@@ -159,12 +174,7 @@ def consistency_losses(
         total = total + findings_weight * means
     if outputs.lungs is not None and lungs_weight > 0 and targets.lung_rows.numel() > 0:
         per_image = lungs_consistency(outputs.lungs.float(), targets)
-        asked = _present(targets.asked, per_image)
+        asked = torch.ones_like(per_image, dtype=torch.bool)
         units = targets.unit[targets.lung_rows]
         total = total + lungs_weight * unit_mean(per_image, asked, units, targets.units)
     return total
-
-
-def _present(flags: Tensor | None, values: Tensor) -> Tensor:
-    """The flags (M,) bool of values (M,), all true if there are none."""
-    return torch.ones_like(values, dtype=torch.bool) if flags is None else flags

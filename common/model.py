@@ -8,7 +8,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import DenseNet121_Weights, ResNet18_Weights, ResNet50_Weights
 
 from common.encoder import Encoder, build_encoder, fold_batch_norm
 from common.errors import InputError, Problem
@@ -17,12 +16,6 @@ from common.parameters import ENCODER
 from common.plan import Plan
 from common.saliency import PLANES, bridge_planes
 from common.sections import ModelPlan
-
-_IMAGENET = {
-    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
-    "resnet50": ResNet50_Weights.IMAGENET1K_V2,
-    "densenet121": DenseNet121_Weights.IMAGENET1K_V1,
-}
 
 
 @dataclass
@@ -194,9 +187,11 @@ def _torchvision_name(name: str, backbone: str) -> str:
 
 
 def _imagenet(backbone: str) -> dict[str, Tensor]:
-    weights = _IMAGENET.get(backbone)
+    from common.torchvision_encoders import IMAGENET  # see `build_encoder`
+
+    weights = IMAGENET.get(backbone)
     if weights is None:
-        step = "Use one of the backbones " + ", ".join(_IMAGENET)
+        step = "Use one of the backbones " + ", ".join(IMAGENET)
         allowed = f"none, or a local file, for {backbone}"
         raise InputError(Problem("plan", "model.pretrained", "imagenet", allowed, f"{step}."))
     try:
@@ -220,7 +215,7 @@ def _weight_file(path: Path) -> dict[str, Tensor]:
         # weights_only: a state dict is data; an arbitrary pickle would be code.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(_not_weights(path, f"a file that cannot be read ({reason})")) from None
     except Exception as error:  # torch raises pickle.UnpicklingError for code in the file
         raise InputError(_not_weights(path, type(error).__name__)) from None

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+from common.checkpoint import write_bytes, write_json
 from common.figures import svg
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -34,6 +35,18 @@ def _printable(value: Any) -> Any:
     if type(value) is not str:
         return value
     return "".join(letter for letter in value if letter.isprintable() or letter == "\n")
+
+
+def write_page(folder: Path, name: str, page: str, facts: Any) -> tuple[Path, Path]:
+    """Write NAME.html and NAME.json into a folder, each atomically; return their paths.
+
+    page: as text; facts: JSON values, what the page was made from. The page is written last: where
+    it lies, its facts lie beside it. Raises InputError on a failed write, ValueError for NaN.
+    """
+    html, data = folder / f"{name}.html", folder / f"{name}.json"
+    write_json(data, facts)
+    write_bytes(html, page.encode())
+    return html, data
 
 
 def figure_source(figure: Figure) -> str:

@@ -7,11 +7,9 @@ neither torch nor Flower, so that a site can read and judge a plan before loadin
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from common.errors import PlanError, Problem
@@ -22,9 +20,17 @@ from common.sections import (
     PrivacyPlan,
     Section,
     SemiSupervisionPlan,
-    SimulationPlan,
     TasksPlan,
     TrainingPlan,
+)
+from common.simulated import SimulationPlan
+from common.yaml_file import read_mapping
+
+MAX_WIRE_BYTES = 65_536  # of canonical JSON: a plan has 3 KB, with lists for 1,000 sites 50 KB
+MOST_PRIVATE_STEPS = 1_000_000  # of a whole plan; the accounting of more is neither fast nor useful
+_TOO_MANY_STEPS = (
+    "training.local_steps (or local_epochs) x federation.rounds: at most "
+    f"{MOST_PRIVATE_STEPS:,} private steps"
 )
 
 
@@ -91,14 +97,23 @@ class Plan(Section):
             ),
             (training.compile, "training.compile: gradients per unit need the plain model"),
             (
-                training.head_epochs > 0 and not privacy.serving_heads,
-                "training.head_epochs fits heads without noise: privacy.serving_heads must be true",
+                training.head_epochs > 0,
+                "training.head_epochs: heads without noise are a site's own wish "
+                "(serving_head_epochs in its site.yaml); set this to 0",
             ),
         ]
+        broken.append((self._least_steps() > MOST_PRIVATE_STEPS, _TOO_MANY_STEPS))
         problems = [words for wrong, words in broken if wrong]
         if problems:
             raise ValueError("under privacy.mode dp-sgd: " + "; ".join(problems))
         return self
+
+    def _least_steps(self) -> float:
+        """Steps of the whole plan at a site that draws all its units in every one of them."""
+        training = self.training
+        each = training.local_epochs if training.local_steps is None else training.local_steps
+        assert each is not None  # the section's validator: one of the two is given
+        return each * self.federation.rounds
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. The same plan is the same string."""
@@ -113,8 +128,12 @@ class Plan(Section):
 def plan_from_json(text: str) -> Plan:
     """Read the canonical JSON of a plan, as a site receives it.
 
-    Raises PlanError when it is not a valid plan.
+    Raises PlanError for one longer than MAX_WIRE_BYTES, before it is parsed, or not valid.
     """
+    size = len(text.encode(errors="surrogatepass"))
+    if size > MAX_WIRE_BYTES:
+        found, allowed = f"a plan of {size:,} bytes", f"at most {MAX_WIRE_BYTES:,} bytes"
+        raise PlanError(Problem("plan", "", found, allowed, "Ask the coordinator for a plan."))
     try:
         return Plan.model_validate_json(text)
     except ValidationError as error:
@@ -127,48 +146,9 @@ def load_plan(path: Path) -> Plan:
     resolve_weights(raw, path)
     try:
         # Through JSON: YAML lists then become the plan's tuples, in strict mode too.
-        return Plan.model_validate_json(json.dumps(raw, default=str))
+        return Plan.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise PlanError(validation_problems(error, str(path), Plan)) from None
-
-
-_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+\Z"))
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads 1e-5 as the number that it is in YAML 1.2 and JSON."""
-
-    # What a plain word may be, by its first letter; the first that matches counts.
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [*known, _FLOAT] if first and first in "-+0123456789" else known
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-def read_mapping(path: Path, keys: str) -> dict[str, Any]:
-    """The mapping in a YAML file; `keys` says of what, for the error.
-
-    Raises PlanError when there is no such file, or something else in it.
-    """
-    file = str(path)
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise PlanError(
-            Problem(file, "", reason, "a readable YAML file", "Check the path of the plan.")
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise PlanError(
-            Problem(file, "", f"text that is not YAML ({reason})", "a YAML mapping", "Mend it.")
-        ) from None
-    if not isinstance(raw, dict):
-        found = f"a {type(raw).__name__}"
-        raise PlanError(
-            Problem(file, "", found, f"a mapping of {keys}", "Start from simulations/plans.")
-        )
-    return raw
 
 
 def resolve_weights(raw: dict[str, Any], path: Path) -> None:
@@ -199,6 +179,8 @@ def _problem(detail: Any, file: str, model: type[BaseModel]) -> Problem:
     found = json.dumps(detail["input"], default=str)
     found = found if len(found) <= 80 else found[:77] + "..."
     allowed = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if detail["type"] == "bool_type":  # `yes` and `on` are words
+        allowed = "true or false"
     return Problem(file, f"key {key!r}", found, allowed, "Change the value.")
 
 

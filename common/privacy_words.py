@@ -11,23 +11,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from common.errors import REFUSALS
+
 DASH = "–"
 NO_BOUND = "no bound"
 _LARGEST = 700.0  # beyond it e^epsilon is no float; the bounds are 1 long before
 
-REFUSALS: Mapping[str, str] = {
-    "non-private": "the plan has no differential privacy, and the policy refuses such plans",
-    "no-budget": "the policy sets no lifetime cap, so no private plan may run",
-    "budget-spent": "the plan would exceed the lifetime cap",
-    "unit": "the plan or the ledger protects another unit than the policy asks for",
-    "noise-floor": "the plan has less noise than the policy's floor",
-    "clip-ceiling": "the plan's clipping norm is above the policy's ceiling",
-    "delta": "the plan's delta is above the policy's",
-    "no-nominal-units": "the site has not declared how many units it has",
-    "no-such-round": "the plan has no such round",
-    "refused": "the site refused",
-    "simulated": "the ledger is of a simulated site, and the site is not, or the other way round",
-    "patients-accounted-elsewhere": "another ledger already accounts for one of the patients",
+# What a ledger that is not in order makes a site answer: faults, not refusals.
+_FAULTS: Mapping[str, str] = {
     "ledger-damaged": "the ledger is not in order",
     "ledger-locked": "another process held the ledger for too long",
 }
@@ -35,7 +26,7 @@ REFUSALS: Mapping[str, str] = {
 
 def refusal(code: str) -> str:
     """Why a site refused, in words; the code itself where we have no words for it."""
-    return REFUSALS.get(code, code)
+    return {**REFUSALS, **_FAULTS}.get(code, code)
 
 
 def epsilon_text(value: float | None) -> str:

@@ -8,21 +8,28 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from common.findings import FINDINGS
-
 Backbone = Literal["tiny", "multimix", "resnet18", "resnet50", "densenet121"]
 StrategyName = Literal[
     "fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedmedian", "fedtrimmedavg", "krum"
 ]
-Scheme = Literal["iid", "case-mix", "dirichlet", "hospitals"]
-CaseMix = Literal["outpatient", "ward", "icu", "paediatric", "rural"]
+Unit = Literal["patient", "image"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1e4)]
+SomeWeight = Annotated[float, Field(gt=0.0, le=1e4)]
+
+MOST_ROUNDS, MOST_STEPS = 10_000, 100_000  # of a plan, and of one round
+MOST_BATCH = 131_072  # units in a step: more than all images of the largest public archives
 
 
 class Section(BaseModel):
-    """A part of the plan: immutable, no unknown keys, no silent conversion of types."""
+    """A part of the plan: immutable, no unknown keys, no silent conversion, finite numbers.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    Every number has a lower and an upper limit, and every text and list a greatest length, for a
+    plan is the word of a coordinator that nobody has to trust; a test walks over all of them.
+    The limits leave room for any real study, and none for what overflows or never ends.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelPlan(Section):
@@ -30,7 +37,9 @@ class ModelPlan(Section):
 
     backbone: Backbone = "resnet18"
     image_size: int = Field(128, ge=32, le=1024, multiple_of=32, description="pixels per side")
-    pretrained: str = Field("none", description="none, imagenet, or a local weight file")
+    pretrained: str = Field(
+        "none", max_length=4096, description="none, imagenet, or a local weight file"
+    )
     decoder_width: int = Field(32, ge=8, le=256, description="channels of the finest lung stage")
     bridge: Literal["off", "decoder-input", "all-stages"] = Field(
         "off", description="where the saliency of the findings joins the lungs head"
@@ -42,8 +51,8 @@ class TasksPlan(Section):
 
     findings: bool = True
     lungs: bool = True
-    findings_weight: float = Field(1.0, gt=0.0)
-    lungs_weight: float = Field(1.0, gt=0.0)
+    findings_weight: SomeWeight = 1.0
+    lungs_weight: SomeWeight = 1.0
 
     @model_validator(mode="after")
     def _one_task(self) -> "TasksPlan":
@@ -100,9 +109,9 @@ class SemiSupervisionPlan(Section):
     """
 
     mode: Literal["off", "mean-teacher", "fixmatch"] = "off"
-    findings_weight: float = Field(0.3, ge=0.0)
-    lungs_weight: float = Field(0.1, ge=0.0)
-    batch_size: int = Field(8, ge=1, description="units without annotation in a step")
+    findings_weight: Weight = 0.3
+    lungs_weight: Weight = 0.1
+    batch_size: int = Field(8, ge=1, le=4096, description="units without annotation in a step")
     teacher_decay: float = Field(
         0.999, ge=0.0, lt=1.0, description="of the average, per step; it starts anew every round"
     )
@@ -112,7 +121,7 @@ class SemiSupervisionPlan(Section):
     strong: StrongView = StrongView()
     precision: Fraction = Field(0.6, description="fixmatch: of positives, on labelled validation")
     negative_predictive_value: Fraction = Field(0.995, description="fixmatch: of negatives")
-    negative_weight: float = Field(0.3, ge=0.0, description="fixmatch: of a negative's loss")
+    negative_weight: Weight = Field(0.3, description="fixmatch: of a negative's loss")
     lungs_confidence: float = Field(
         0.9, ge=0.5, lt=1.0, description="pixels where the teacher is less sure are left out"
     )
@@ -133,25 +142,35 @@ class TrainingPlan(Section):
     """How a site trains in one round."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0.0, le=10.0)
+    learning_rate: float = Field(1e-3, ge=1e-12, le=10.0)
     head_learning_rate: float | None = Field(
-        None, gt=0.0, le=10.0, description="of the heads; null: as the encoder"
+        None, ge=1e-12, le=10.0, description="of the heads; null: as the encoder"
     )
     schedule: Literal["constant", "cosine"] = Field("cosine", description="over all rounds")
-    warmup_rounds: float = Field(1.0, ge=0.0)
-    weight_decay: float = Field(0.01, ge=0.0)
-    batch_size: int = Field(16, ge=1)
+    warmup_rounds: float = Field(1.0, ge=0.0, le=MOST_ROUNDS)
+    weight_decay: float = Field(0.01, ge=0.0, le=10.0)
+    batch_size: int = Field(16, ge=1, le=MOST_BATCH)
     lungs_batch_size: int | None = Field(
-        None, ge=1, description="masks added to every step; null: as they come in the batch"
+        None,
+        ge=1,
+        le=4096,
+        description="masks added to every step; null: as they come in the batch",
     )
-    local_epochs: float | None = Field(None, gt=0.0, description="passes over the data a round")
-    local_steps: int | None = Field(None, ge=1, description="optimizer steps a round")
-    unit: Literal["image", "patient"] = Field("image", description="what one loss term counts")
+    local_epochs: float | None = Field(
+        None, ge=1e-6, le=1000.0, description="passes over the data a round"
+    )
+    local_steps: int | None = Field(
+        None, ge=1, le=MOST_STEPS, description="optimizer steps a round"
+    )
+    unit: Unit = Field("image", description="what one loss term counts")
     head_epochs: int = Field(
-        0, ge=0, description="passes that fit the findings head to the last shared encoder"
+        0, ge=0, le=1000, description="passes that fit the findings head to the last shared encoder"
     )
     max_gradient_norm: float | None = Field(
-        1.0, gt=0.0, description="clip the batch gradient to this L2 norm; null: do not clip"
+        1.0,
+        ge=1e-6,
+        le=1e6,
+        description="clip the batch gradient to this L2 norm; null: do not clip",
     )
     augment: AugmentPlan = AugmentPlan()
     compile: bool = False
@@ -171,17 +190,17 @@ class PrivacyPlan(Section):
     """
 
     mode: Literal["off", "dp-sgd"] = "off"
-    unit: Literal["patient", "image"] = Field(
+    unit: Unit = Field(
         "patient", description="whose presence is hidden; read instead of training.unit"
     )
     epsilon: float | None = Field(
         None, gt=0.0, le=1e6, description="of the plan's training at every site; the noise follows"
     )
     noise_multiplier: float | None = Field(
-        None, gt=0.0, le=1e4, description="standard deviation of the noise / clipping norm"
+        None, ge=1e-3, le=1e4, description="standard deviation of the noise / clipping norm"
     )
-    delta: float = Field(1e-5, gt=0.0, lt=0.1)
-    clipping_norm: float = Field(1.0, gt=0.0, le=1e4, description="L2 norm of a unit's gradient")
+    delta: float = Field(1e-5, ge=1e-15, lt=0.1)
+    clipping_norm: float = Field(1.0, ge=1e-6, le=1e4, description="L2 norm of a unit's gradient")
     images_per_unit: int = Field(
         4, ge=1, le=1000, description="of one patient in one step, drawn at random"
     )
@@ -189,20 +208,21 @@ class PrivacyPlan(Section):
     average: float = Field(
         0.0, ge=0.0, lt=1.0, description="decay of the average of the weights; 0: the last ones"
     )
-    serving_heads: bool = Field(
-        False, description="fit heads without noise for local use; they never leave a site"
-    )
 
 
 class StrategyPlan(Section):
     """Which Flower strategy aggregates. A value of null leaves the strategy's own default."""
 
     name: StrategyName = "fedavg"
-    proximal_mu: float = Field(0.0, ge=0.0, description="fedprox: weight of the proximal term")
-    server_learning_rate: float | None = Field(None, gt=0.0, description="fedadam/yogi/avgm")
+    proximal_mu: Weight = Field(0.0, description="fedprox: weight of the proximal term")
+    server_learning_rate: float | None = Field(
+        None, ge=1e-12, le=100.0, description="fedadam/yogi/avgm"
+    )
     server_momentum: float | None = Field(None, ge=0.0, lt=1.0, description="fedavgm")
     trim: float = Field(0.2, ge=0.0, lt=0.5, description="fedtrimmedavg: share cut at each end")
-    malicious_sites: int = Field(0, ge=0, description="krum: how many sites may be malicious")
+    malicious_sites: int = Field(
+        0, ge=0, le=1000, description="krum: how many sites may be malicious"
+    )
 
     @model_validator(mode="after")
     def _mu_belongs_to_fedprox(self) -> "StrategyPlan":
@@ -214,75 +234,35 @@ class StrategyPlan(Section):
 class FederationPlan(Section):
     """Rounds, aggregation and transport."""
 
-    rounds: int = Field(10, ge=1, le=10_000)
-    min_sites: int = Field(2, ge=1, description="fewer good updates than this fail the round")
-    round_timeout: float = Field(3600.0, gt=0.0, description="seconds")
+    rounds: int = Field(10, ge=1, le=MOST_ROUNDS)
+    min_sites: int = Field(
+        2, ge=1, le=1000, description="fewer good updates than this fail the round"
+    )
+    round_timeout: float = Field(3600.0, ge=1e-3, le=2_592_000.0, description="seconds")
     strategy: StrategyPlan = StrategyPlan()
     weighting: Literal["labelled", "size", "declared", "equal"] = Field(
         "labelled", description="images with labels, all images, declared units, or one vote each"
     )
     wire: Literal["bf16", "fp32"] = Field("bf16", description="format of deltas in transit")
+    max_share: float = Field(
+        0.5, gt=0.0, le=1.0, description="of the average that one site may have; too few: equal"
+    )
     max_update_norm: float | None = Field(
-        None, gt=0.0, description="firewall: largest L2 norm; null: 10 x the round's median"
+        None,
+        ge=1e-6,
+        le=1e6,
+        description="firewall: largest L2 norm; null: 3 x the start's, and 10 x the round's median",
     )
 
 
 class EvaluationPlan(Section):
     """What is measured, and against what."""
 
-    every: int = Field(1, ge=1, description="rounds between validations at the sites")
+    every: int = Field(
+        1, ge=1, le=MOST_ROUNDS, description="rounds between validations at the sites"
+    )
     bootstrap: int = Field(1000, ge=0, le=100_000, description="patient resamples")
-    encoder: Literal["last", "best"] = Field("last", description="which one the report tests")
-    baselines: tuple[Literal["local", "pooled"], ...] = ("local", "pooled")
-
-
-class PartitionPlan(Section):
-    """How one archive becomes several hospitals. Patients are dealt out, never rows."""
-
-    scheme: Scheme = "case-mix"
-    case_mix: tuple[CaseMix, ...] | None = Field(None, description="null: the first N kinds")
-    alpha: float = Field(0.5, gt=0.0, description="dirichlet concentration")
-    quantity_ratio: float | None = Field(
-        None, ge=1.0, description="log-normal sizes, largest / smallest site"
+    encoder: Literal["last", "best"] = Field(
+        "last", description="which one the report tests; best: by the median of 3 or more sites"
     )
-    findings_per_site: tuple[int, int] | None = Field(
-        None, description="partial labels: each site annotates between so many findings"
-    )
-    label_fraction: tuple[Fraction, ...] | None = Field(
-        None, description="share of labelled training patients, one number a site"
-    )
-    val_fraction: Fraction = 0.1
-    test_fraction: Fraction = Field(0.2, description="used only without an official test list")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "PartitionPlan":
-        low_high = self.findings_per_site
-        if low_high and not 1 <= low_high[0] <= low_high[1] <= len(FINDINGS):
-            raise ValueError(f"findings_per_site must be [low, high] within 1..{len(FINDINGS)}")
-        if self.val_fraction + self.test_fraction >= 1.0:
-            raise ValueError("val_fraction + test_fraction must leave patients for training")
-        return self
-
-
-class SimulationPlan(Section):
-    """Only `consilium-sim` reads this part; a deployed site ignores it."""
-
-    sites: int = Field(4, ge=1, le=1000, description="hospitals cut from the archive")
-    phantom_images: int = Field(1000, ge=1, description="archive made when no data is given")
-    partition: PartitionPlan = PartitionPlan()
-    lifetime_epsilon: tuple[float, ...] | None = Field(
-        None, description="each hospital's cap, the mask hospital last; null: none binds"
-    )
-    mask_test: int = Field(40, ge=1, description="mask images held back to test the lungs")
-    cpus_per_site: float = Field(1.0, gt=0.0)
-    gpus_per_site: float = Field(0.0, ge=0.0)
-
-    @model_validator(mode="after")
-    def _a_cap_for_each_hospital(self) -> "SimulationPlan":
-        caps = self.lifetime_epsilon
-        if caps is not None and (len(caps) < self.sites or min(caps, default=1.0) <= 0):
-            raise ValueError(
-                f"lifetime_epsilon needs a number above 0 for each of {self.sites} sites, and one "
-                "more for a hospital of masks"
-            )
-        return self
+    baselines: tuple[Literal["local", "pooled"], ...] = Field(("local", "pooled"), max_length=2)

@@ -1,18 +1,23 @@
-"""How every command of ours ends: errors become one clear message and the right exit code."""
+"""What all our command lines share: how they are made, and how they print."""
 
-import sys
-from collections.abc import Callable
-
+import typer
 from rich.console import Console
 
-from common.errors import ConsiliumError
+
+def program(about: str) -> typer.Typer:
+    """A command line, to which commands are added."""
+    return typer.Typer(
+        help=about, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    )
 
 
-def exit_on_error(app: Callable[[], object]) -> None:
-    """Run a command line; one of our errors is printed to stderr and sets the exit code."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    try:
-        app()
-    except ConsiliumError as error:
-        console.print(f"error: {error}")
-        sys.exit(error.exit_code)
+def group(parent: typer.Typer, name: str, about: str) -> typer.Typer:
+    """A group of commands in a command line, such as `consilium-site ledger ...`."""
+    commands = typer.Typer(help=about, no_args_is_help=True)
+    parent.add_typer(commands, name=name)
+    return commands
+
+
+def plain(stderr: bool = False) -> Console:
+    """A console that prints texts as they are: no colours of its own, no markup, no wrapping."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False)

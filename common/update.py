@@ -1,11 +1,12 @@
 """The only thing that leaves a site: one update of the shared parameters."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from common.parameters import Flat
+from common.sections import Unit
 
 SCHEMA = 1
 
@@ -16,17 +17,18 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 @dataclass(frozen=True)
 class Spent:
-    """What a site tells of its privacy budget: public numbers only, no function of its data.
+    """What a site tells of its privacy budget: numbers of plans and charges, none of its rows.
 
     epsilon, delta: spent so far over everything done with the site's patients; epsilon is None
     when it has no bound. cap: the site's lifetime epsilon. noise_multiplier, sampling_rate,
     steps, clipping_norm: of this round. entries, head: length and last hash of its ledger, a
-    mirror against a ledger that is set back.
+    mirror against a ledger that is set back. simulated: the site only plays a hospital, and its
+    ledger protects nobody.
     """
 
-    unit: Literal["patient", "image"]
+    unit: Unit
     epsilon: Finite | None
-    delta: Finite
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)]
     cap: Finite | None
     noise_multiplier: Finite
     sampling_rate: Finite
@@ -34,6 +36,7 @@ class Spent:
     clipping_norm: Finite
     entries: Count
     head: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    simulated: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from common.errors import UpdateRejectedError
+from common.findings import FINDINGS, LUNGS
 from common.parameters import Flat
 from common.update import Broadcast, Spent, Update
 
@@ -31,6 +33,12 @@ METRIC_NAME = re.compile(r"(train|val)_[A-Za-z0-9_]{1,60}")
 METRIC_LIMIT = 1e6
 NOISED = "val_noised_"  # begins the names of metrics that are noised and charged
 SPENT_LENGTH = 2000  # characters of what a site tells of its budget
+
+# What a site's answer may hold: several times what any real one does.
+MOST_ARRAYS, MOST_VALUES, MOST_METRICS = 1, 20, 200
+KEY_LENGTH = 80  # characters; of the names of arrays, values and metrics
+TEXT_LENGTH = 64  # characters; of names and hashes
+COVERABLE = (*FINDINGS, LUNGS)
 
 
 @dataclass(frozen=True)
@@ -85,27 +93,50 @@ def pack_update(update: Update, wire: Wire) -> Parcel:
     return Parcel({"delta": pack(update.delta, wire)}, config, metrics)
 
 
-def unpack_update(parcel: Parcel) -> Update:
+def check_parcel(parcel: Parcel) -> None:
+    """Raise ValueError when a site's answer has too many parts, or too long names of them.
+
+    Comes before anything else is read: what follows may go through all parts, and print a name.
+    """
+    for what, part, most in (
+        ("arrays", parcel.arrays, MOST_ARRAYS),
+        ("values", parcel.config, MOST_VALUES),
+        ("metrics", parcel.metrics, MOST_METRICS),
+    ):
+        if len(part) > most:
+            raise ValueError(f"{len(part)} {what}, at most {most}")
+        for name in part:
+            if not isinstance(name, str) or len(name) > KEY_LENGTH:
+                raise ValueError(f"{shown(name)} is no name of one of the {what}")
+
+
+def shown(value: object) -> str:
+    """A value from a site as a message may show it: shortened, without control characters."""
+    return reprlib.repr(value)
+
+
+def unpack_update(parcel: Parcel, size: int | None = None) -> Update:
     """Read a parcel that came from a site; the server trusts nothing in it.
 
-    Raises UpdateRejectedError with code "schema" when a part is missing or of a wrong type, or
-    a metric is not what `unpack_metrics` takes.
+    size: P, how many parameters travel; None: any number. Sizes and types are looked at before
+    anything is converted. Raises UpdateRejectedError: "schema" when a part is missing, of a wrong
+    type or too large, or a metric is not what `unpack_metrics` takes; "layout" when delta has
+    another size; "coverage" when covers are not findings, each once.
     """
     config = parcel.config
-    site = str(config.get("site", "?"))
+    site = "?"
     try:
-        covers = config["covers"]
-        if not isinstance(covers, list):
-            raise TypeError("covers is not a list")
+        check_parcel(parcel)
+        site = _text(config, "site")
         return Update(
             schema=int(_number(config["schema"])),
-            plan_sha256=str(config["plan"]),
+            plan_sha256=_text(config, "plan"),
             round=int(_number(config["round"])),
-            site=str(config["site"]),
-            layout_sha256=str(config["layout"]),
-            delta=unpack(parcel.arrays["delta"], str(config["wire"])),
+            site=site,
+            layout_sha256=_text(config, "layout"),
+            delta=_delta(parcel, site, size),
             weight=float(_number(config["weight"])),
-            covers=tuple(covers),
+            covers=_covers(config["covers"], site),
             metrics=unpack_metrics(parcel.metrics),
             seconds=float(_number(config["seconds"])),
             spent=_spent(config.get("spent")),
@@ -114,6 +145,38 @@ def unpack_update(parcel: Parcel) -> Update:
         raise UpdateRejectedError(site, "schema", f"{error.args[0]} is missing") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise UpdateRejectedError(site, "schema", str(error)) from None
+
+
+def _text(config: Mapping[str, Scalar], key: str) -> str:
+    """A short text. Raises KeyError when there is none, ValueError when it is something else."""
+    value = config[key]
+    if not isinstance(value, str) or len(value) > TEXT_LENGTH:
+        raise ValueError(f"{key} is {shown(value)}, not a text of at most {TEXT_LENGTH} letters")
+    return value
+
+
+def _delta(parcel: Parcel, site: str, size: int | None) -> Flat:
+    words = parcel.arrays["delta"]
+    if not isinstance(words, np.ndarray):
+        raise TypeError("delta is no array")
+    if size is not None and words.size != size:
+        raise UpdateRejectedError(site, "layout", f"{words.size} parameters, not {size}")
+    return unpack(words, _text(parcel.config, "wire"))
+
+
+def _covers(names: object, site: str) -> tuple[str, ...]:
+    if not isinstance(names, list):
+        raise TypeError("covers is not a list")
+    detail = ""
+    if len(names) > len(COVERABLE):
+        detail = f"{len(names)} names, at most {len(COVERABLE)}"
+    elif unknown := [name for name in names if name not in COVERABLE]:
+        detail = f"unknown finding {shown(unknown[0])}"
+    elif len(set(names)) < len(names):
+        detail = "a finding is named twice"
+    if detail:
+        raise UpdateRejectedError(site, "coverage", detail)
+    return tuple(names)
 
 
 def _spent(text: object) -> Spent | None:
@@ -131,15 +194,20 @@ def _spent(text: object) -> Spent | None:
 def unpack_metrics(metrics: Mapping[str, object]) -> dict[str, float]:
     """Metrics that came from a site: finite floats of at most METRIC_LIMIT, by allowed names.
 
-    Flower's MetricRecord also carries lists. Raises ValueError for the first that is wrong.
+    Flower's MetricRecord also carries lists. Raises ValueError for the first that is wrong, or
+    when there are more than MOST_METRICS.
     """
+    if len(metrics) > MOST_METRICS:
+        raise ValueError(f"{len(metrics)} metrics, at most {MOST_METRICS}")
     checked = {}
     for name, value in metrics.items():
         if not METRIC_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a metric")
+            raise ValueError(f"{shown(name)} is no name of a metric")
         # A NaN compares false, too.
         if not (isinstance(value, float) and math.fabs(value) <= METRIC_LIMIT):
-            raise ValueError(f"metric {name} is {value!r}, not a number within {METRIC_LIMIT:g}")
+            raise ValueError(
+                f"metric {name} is {shown(value)}, not a number within {METRIC_LIMIT:g}"
+            )
         checked[name] = float(value)
     return checked
 
@@ -172,5 +240,5 @@ def unpack_broadcast(parcel: Parcel) -> Broadcast:
 
 def _number(value: Scalar) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
+        raise TypeError(f"{shown(value)} is not a number")
     return value

@@ -1,1 +1,5 @@
-"""The coordinator: firewall, rounds, strategy, report. Imports only `common`."""
+"""The coordinator: the round loop, what may enter, the strategy, the run folder.
+
+Loose here are the doors (app, cli) and the loop's parts. Never here: patients, or our packages
+other than `common`.
+"""

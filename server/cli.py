@@ -5,34 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from common.terminal import exit_on_error
-from server.privacy_facts import collect
-from server.privacy_report import as_json as facts_as_json
-from server.privacy_report import verdict, write_privacy_report
+from common.terminal import group, plain, program
+from server.report.privacy_facts import collect
+from server.report.privacy_report import as_json as facts_as_json
+from server.report.privacy_report import verdict, write_privacy_report
 
-app = typer.Typer(
-    help="The coordinator’s tools.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-
-def _group(name: str, about: str) -> typer.Typer:
-    """A group of commands, such as `consilium-server report ...`."""
-    group = typer.Typer(help=about, no_args_is_help=True)
-    app.add_typer(group, name=name)
-    return group
-
-
-report = _group("report", "Reports.")
-
-
-def main() -> None:
-    """Entry point: errors become one clear message and the right exit code."""
-    exit_on_error(app)
+app = program("The coordinator’s tools.")
+report = group(app, "report", "Reports.")
 
 
 @report.command()
@@ -51,7 +31,7 @@ def privacy(
         typer.echo(json.dumps(facts_as_json(facts), allow_nan=False))
         return
     page, data = write_privacy_report(facts, run if out is None else out)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain()
     console.print(verdict(facts))
     for site in facts.sites:
         for warning in site.warnings:

@@ -1,6 +1,5 @@
 """What is written down about a round, and the score by which encoders are compared."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from common.checkpoint import read_json_lines
 from common.errors import REFUSALS, UpdateRejectedError
 from common.update import Update
 from server.firewall import update_norm
 from server.run_folder import Best
+from server.shares import capped_shares
 
 SCORES = ("val_macro_auroc", "val_dice")  # what chooses the best encoder, in this order
-HEAVY = 0.9  # of a round's weight: then the average is in truth one site's model
+BEST_QUORUM = 3  # scores, whose median no single one can move beyond the others'
+HEAVY = 0.9  # of a round's weight: more than one hospital is likely to have
 
 
 @dataclass(eq=False)
@@ -22,6 +24,7 @@ class Answers:
     """What came of asking all sites one thing. Keys are site names.
 
     fits: training steps that a refusing site's budget still allows, where it says so.
+    unasked: who sent an answer more than were asked for.
     """
 
     updates: list[Update] = field(default_factory=list)
@@ -30,6 +33,7 @@ class Answers:
     failed: dict[str, str] = field(default_factory=dict)
     fits: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    unasked: set[str] = field(default_factory=set)
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -46,6 +50,7 @@ class Answers:
                 for site, code in sorted(self.failed.items())
             ],
             "missing": self.missing,
+            "unasked": sorted(self.unasked),
             "bytes_down": self.bytes_down,
             "bytes_up": self.bytes_up,
         }
@@ -93,6 +98,7 @@ def round_record(
         "seconds": seconds,
         "sites": sites,
         "score": None if score is None else {"metric": score[0], "mean": score[1]},
+        "not_applied": None,  # or why the model stayed as it was
         **answers.record(),
     }
 
@@ -100,19 +106,30 @@ def round_record(
 def first_weights(file: Path) -> dict[str, float]:
     """What each site weighed when it was first accepted, from the finished rounds.jsonl."""
     weights: dict[str, float] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        for site, said in json.loads(line)["sites"].items():
+    for record in read_json_lines(file):
+        for site, said in record["sites"].items():
             weights.setdefault(site, said["weight"])
     return weights
 
 
-def heavy_site(updates: Sequence[Update]) -> str | None:
-    """A warning that names the site with more than HEAVY of the round's weight, if any."""
+def accepted_norms(file: Path) -> list[float]:
+    """L2 norms of all updates that have changed the model, from the finished rounds.jsonl."""
+    return [
+        said["norm"]
+        for record in read_json_lines(file)
+        if record["not_applied"] is None
+        for said in record["sites"].values()
+    ]
+
+
+def heavy_site(updates: Sequence[Update], max_share: float = 0.5) -> str | None:
+    """A warning that names the site that claims more than HEAVY of the round's weight, if any."""
     heaviest = max(updates, key=lambda update: update.weight)
-    share = heaviest.weight / sum(update.weight for update in updates)
-    if len(updates) == 1 or share <= HEAVY:
+    claimed = heaviest.weight / sum(update.weight for update in updates)
+    if len(updates) == 1 or claimed <= HEAVY:
         return None
-    return f"  {heaviest.site}: has {share:.1%} of the weight of this round"
+    given = max(capped_shares([update.weight for update in updates], max_share))
+    return f"  {heaviest.site}: claims {claimed:.1%} of the weight of this round, has {given:.1%}"
 
 
 def mean_score(updates: Sequence[Update]) -> tuple[str, float] | None:
@@ -128,15 +145,24 @@ def mean_score(updates: Sequence[Update]) -> tuple[str, float] | None:
 
 
 def better(best: Best | None, number: int, updates: Sequence[Update]) -> Best | None:
-    """The better of the best round so far and this one; a tie keeps the earlier."""
-    score = mean_score(updates)
-    if score is None or (
-        best is not None
-        and SCORES.index(best.metric) <= SCORES.index(score[0])
-        and not (best.metric == score[0] and score[1] > best.score)
-    ):
-        return best
-    return Best(number, *score)
+    """The better of the best round so far and this one; a tie keeps the earlier.
+
+    Rounds are compared by the median of the sites' scores, where BEST_QUORUM or more report one:
+    then no site's own word chooses. A round with fewer is not compared.
+    """
+    for metric in SCORES:
+        values = [update.metrics[metric] for update in updates if metric in update.metrics]
+        if len(values) >= BEST_QUORUM:
+            score = float(np.median(values))
+            rank = SCORES.index(metric)
+            if (
+                best is None
+                or rank < SCORES.index(best.metric)
+                or (metric == best.metric and score > best.score)
+            ):
+                return Best(number, metric, score)
+            return best
+    return best
 
 
 def progress_line(record: Mapping[str, Any], rounds: int) -> str:

@@ -5,24 +5,26 @@ Our loop replaces Flower's `Strategy.start`, which cannot resume, waits for ever
 """
 
 import time
-from collections.abc import Callable
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from common.checkpoint import array_sha256
 from common.errors import (
-    NotEnoughSitesError,
     RefusedError,
     RoundFailedError,
+    StepRejectedError,
     UpdateRejectedError,
+    escaped,
 )
 from common.parameters import Flat, Layout
 from common.plan import Plan
-from common.update import Broadcast
-from common.wire import Parcel, pack_broadcast, unpack_metrics, unpack_update
-from server.firewall import Expected, check_update, screen_norms
+from common.update import Broadcast, Update
+from common.wire import Parcel, check_parcel, pack_broadcast, unpack_metrics, unpack_update
+from server.arrivals import Needed, gather, wait_for_nodes
+from server.firewall import Expected, check_update, norm_limit, screen_norms, update_norm
 from server.records import (
     Answers,
+    accepted_norms,
     better,
     first_weights,
     heavy_site,
@@ -32,15 +34,15 @@ from server.records import (
 from server.roster import Roster, clean_code
 from server.run_folder import ROUNDS, RunFolder, State
 from server.strategy import Aggregator
-from server.transport import BASE_MISSING, FINISH, HELLO, TRAIN, Reply, Transport
+from server.transport import BASE_MISSING, FINISH, TRAIN, Reply, Transport
 
 # Takes one site's good answer in and says in words what it was; whatever it raises is that
 # site's rejection, so the answer is taken in last.
 Judge = Callable[[Answers, int, Parcel], str]
 
-POLL_SECONDS = 0.2  # between two looks at who is connected
 MOST_STEPS = 10**9  # a site that says that more would fit is not believed
 DETAIL = 200  # characters of a rejection that are kept: a site may send any text
+LONGEST_STEP = 100.0  # times the norm of the parameters that the run began with
 
 
 class Federation:
@@ -54,98 +56,95 @@ class Federation:
         transport: Transport,
         say: Callable[[str], None],
         start_timeout: float = 300.0,
+        roster: Roster | None = None,
     ) -> None:
-        """say: takes each line of progress. start_timeout: seconds to wait for min_sites."""
+        """say: takes each line of progress. start_timeout: seconds to wait for min_sites.
+
+        roster: what is known of the nodes' names already; None: what the run folder knows.
+        """
+        federation = plan.federation
         self._plan, self._layout, self._folder = plan, layout, folder
-        self._transport, self._say, self._start_timeout = transport, say, start_timeout
-        self._aggregator = Aggregator(plan.federation.strategy)
+        self._transport, self._say = transport, say
+        self._needed = Needed(federation.min_sites, start_timeout)
+        self._aggregator = Aggregator(federation.strategy, federation.max_share)
         self._aggregator.restore(folder.state.strategy)
-        self._roster = Roster()
+        self._roster = Roster(earlier=folder.state.names) if roster is None else roster
         self._base_sha256 = array_sha256(folder.base)
+        # All of these follow from the run folder: a resumed server judges as the first one did.
+        self._max_norm = norm_limit(folder.base, federation.max_update_norm)
+        self._longest_step = LONGEST_STEP * update_norm(folder.base)
         self._weights = first_weights(folder.path / ROUNDS)
+        self._norms = accepted_norms(folder.path / ROUNDS)
 
     def run(self) -> None:
         """Do every round that is not finished yet, then let the sites fit their final heads.
 
         Raises NotEnoughSitesError when fewer than min_sites come, RoundFailedError when a
-        round has fewer than min_sites good updates. The caller records the failure.
+        round has fewer than min_sites good updates, or no round could change the model. The
+        caller records the failure.
         """
         rounds = self._plan.federation.rounds
         if self._folder.state.round:
             self._say(f"resumed after round {self._folder.state.round}/{rounds}")
-        self._gather()
+        gather(self._transport, self._roster, self._needed, self._base_sha256, self._say)
         while self._folder.state.round < rounds:
             self._round(self._folder.state.round + 1)
+        if not self._norms:
+            raise RoundFailedError(
+                f"none of the {rounds} rounds could be applied: rounds.jsonl has each one's reason "
+                "(not_applied). Lower federation.strategy.server_learning_rate if it is set."
+            )
         self._finish()
-
-    def _gather(self) -> None:
-        """Greet the nodes until min_sites have answered; say who arrived."""
-        deadline = time.monotonic() + self._start_timeout
-        needed = self._plan.federation.min_sites
-        greeted: set[int] = set()
-        arrived: set[int] = set()
-        hello = Parcel({}, {"base_sha256": self._base_sha256}, {})
-        while True:
-            new = [node for node in self._transport.nodes() if node not in greeted]
-            left = deadline - time.monotonic()
-            if new and left > 0:
-                greeted.update(new)
-                for reply in self._transport.ask(HELLO, dict.fromkeys(new, hello), left):
-                    arrived.add(reply.node)
-                    self._greet(reply)
-            elif len(arrived) >= needed:
-                return
-            elif left <= 0:
-                came = ", ".join(self._roster.name(node) for node in sorted(arrived)) or "none"
-                raise NotEnoughSitesError(
-                    f"the plan needs {needed} sites; within {self._start_timeout:g} s came "
-                    f"{len(arrived)}: {came}. Start the other sites, or lower "
-                    "federation.min_sites."
-                )
-            else:
-                time.sleep(POLL_SECONDS)
-
-    def _greet(self, reply: Reply) -> None:
-        self._roster.learn(reply)
-        config = {} if reply.parcel is None else reply.parcel.config
-        if config.get("holds_base") is True:
-            self._roster.holders.add(reply.node)
-        trouble = f", but says {clean_code(reply.error)}" if reply.error else ""
-        self._say(f"site {self._roster.name(reply.node)} arrived{trouble}")
 
     def _round(self, number: int) -> None:
         started = time.monotonic()
         state, federation = self._folder.state, self._plan.federation
         expected = Expected(
-            self._plan.sha256, number, self._layout, federation.weighting, self._weights
+            self._plan.sha256,
+            number,
+            self._layout,
+            federation.weighting,
+            self._weights,
+            self._max_norm,
         )
-
         private = self._plan.privacy.mode != "off"
 
         def judge(answers: Answers, node: int, parcel: Parcel) -> str:
-            update = unpack_update(parcel)
+            update = unpack_update(parcel, self._layout.size)
             self._roster.check_author(node, update.site)
             check_update(update, expected)
             answers.updates.append(update)
             return "trained" if private else f"trained in {update.seconds:.1f} s"
 
         answers = self._ask(TRAIN, number, state.shared, judge)
-        good, outliers = screen_norms(answers.updates, federation.max_update_norm)
+        good, outliers = screen_norms(answers.updates, federation.max_update_norm, self._norms)
         answers.rejected += outliers
-        seconds = time.monotonic() - started
-        record = round_record(number, good, answers, seconds)
+        record = round_record(number, good, answers, time.monotonic() - started)
         if len(good) < federation.min_sites:
             self._folder.append(record | {"status": "failed"})
             raise self._failure(f"round {number}", len(good), answers)
-        shared = state.shared + self._aggregator.step(number, good, self._layout)
-        if not np.isfinite(shared).all():
-            self._folder.append(record | {"status": "failed"})
-            raise RoundFailedError(f"round {number} failed: the aggregate is not finite")
+        self._conclude(number, good, record)
+
+    def _conclude(self, number: int, good: Sequence[Update], record: dict[str, Any]) -> None:
+        """Take the good updates in, or leave the model as it was and say why; save the round."""
+        state, federation = self._folder.state, self._plan.federation
+        shared, best = state.shared, state.best
+        try:
+            shared = self._aggregator.advance(
+                number, good, self._layout, shared, self._longest_step
+            )
+        except StepRejectedError as error:
+            record["not_applied"] = {"code": error.code, "detail": error.detail}
+            self._say(f"  round {number} changes nothing, {error}")
+        else:
+            best = better(best, number, good)
+            self._norms += [update_norm(update.delta) for update in good]
         record["encoder_sha256"] = array_sha256(shared)
-        best = better(state.best, number, good)
-        self._folder.commit(State(number, shared, self._aggregator.state(), best), record)
+        self._roster.confirm()
+        moments, names = self._aggregator.state(), self._roster.bound
+        self._folder.commit(State(number, shared, moments, best, names), record)
         self._weights = {update.site: update.weight for update in good} | self._weights
-        if (warning := heavy_site(good)) is not None:
+        if (warning := heavy_site(good, federation.max_share)) is not None:
             self._say(warning)
         self._say(progress_line(record, federation.rounds))
 
@@ -158,6 +157,7 @@ class Federation:
             final = self._folder.best_encoder()
 
         def judge(answers: Answers, node: int, parcel: Parcel) -> str:
+            self._roster.check_author(node, parcel.config.get("site"))
             answers.metrics[self._roster.name(node)] = unpack_metrics(parcel.metrics)
             return "has its final heads"
 
@@ -179,12 +179,22 @@ class Federation:
 
         What travels is shared - base in the plan's wire format, and the base itself (float32)
         only to a site that does not hold it. A site that lost it says so and is sent it within
-        the same round. With bf16 the sites start from base + bf16(shared - base); the master
+        the same round. A node whose name is disputed is not asked: its budget would be spent for
+        nothing. An answer that nobody asked for, or a second one, is left out. With bf16 the sites
+        start from base + bf16(shared - base); the master
         stays float32, so rounding in transit does not add up over the rounds.
         """
         plan, answers = self._plan, Answers()
         light, full = self._parcels(number, shared)
-        nodes = self._connected()
+        connected = wait_for_nodes(self._transport, self._needed)
+        self._roster.meet(connected)
+        nodes = list(connected)
+        for node in connected:
+            if (disputed := self._roster.trouble(node)) is not None:
+                nodes.remove(node)
+                answers.rejected.append(
+                    UpdateRejectedError(self._roster.name(node), "name", disputed)
+                )
         deadline = time.monotonic() + plan.federation.round_timeout
         answered: set[int] = set()
         sendings = {node: light if node in self._roster.holders else full for node in nodes}
@@ -193,13 +203,15 @@ class Federation:
             again: dict[int, Parcel] = {}
             left = max(deadline - time.monotonic(), 0.1)
             for reply in self._transport.ask(action, sendings, left):
-                if reply.error == BASE_MISSING and sendings[reply.node] is light:
+                if reply.node not in sendings.keys() - answered - again.keys():
+                    answers.unasked.add(self._roster.name(reply.node))
+                elif reply.error == BASE_MISSING and sendings[reply.node] is light:
                     again[reply.node] = full
-                    continue
-                answered.add(reply.node)
-                self._take(answers, reply, judge)
+                else:
+                    answered.add(reply.node)
+                    self._take(answers, reply, judge)
             sendings = again
-        silent = self._roster.absent(nodes) + [n for n in nodes if n not in answered]
+        silent = self._roster.absent(connected) + [n for n in nodes if n not in answered]
         answers.missing = sorted(self._roster.name(node) for node in silent)
         return answers
 
@@ -217,15 +229,17 @@ class Federation:
             return
         self._roster.holders.add(reply.node)
         try:
+            check_parcel(reply.parcel)
             answers.bytes_up += reply.parcel.bytes
             words = judge(answers, reply.node, reply.parcel)
         except UpdateRejectedError as error:
-            code, detail = error.code, error.detail[:DETAIL]
+            code, detail = error.code, error.detail
         except Exception as error:  # one site's answer, however odd, must not end the run
-            code, detail = "schema", f"{type(error).__name__}: {error}"[:DETAIL]
+            code, detail = "schema", f"{type(error).__name__}: {error}"
         else:
             self._say(f"  {name}: {words}")
             return
+        detail = escaped(detail[:DETAIL])[:DETAIL]
         answers.rejected.append(UpdateRejectedError(name, code, detail))
         self._say(f"  {name}: rejected, {code}: {detail}")
 
@@ -235,19 +249,6 @@ class Federation:
         plan_json, delta = self._plan.to_json(), shared - base
         light = pack_broadcast(Broadcast(plan_json, number, self._base_sha256, delta), wire)
         return light, Parcel({**light.arrays, "base": base}, light.config, light.metrics)
-
-    def _connected(self) -> list[int]:
-        """The connected nodes, waiting a bounded time for at least min_sites."""
-        deadline = time.monotonic() + self._start_timeout
-        needed = self._plan.federation.min_sites
-        while len(nodes := self._transport.nodes()) < needed:
-            if time.monotonic() > deadline:
-                raise NotEnoughSitesError(
-                    f"{len(nodes)} sites are connected, the plan needs {needed}; waited "
-                    f"{self._start_timeout:g} s. Bring the others back, then resume."
-                )
-            time.sleep(POLL_SECONDS)
-        return sorted(nodes)
 
     def _failure(self, what: str, good: int, answers: Answers) -> RoundFailedError | RefusedError:
         federation = self._plan.federation

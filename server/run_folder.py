@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -30,7 +30,7 @@ import yaml
 from common.checkpoint import (
     array_sha256,
     read_arrays,
-    read_json,
+    read_object,
     write_arrays,
     write_bytes,
     write_json,
@@ -46,7 +46,7 @@ _SHARED, _STRATEGY = "shared", "strategy."
 
 @dataclass(frozen=True)
 class Best:
-    """The best encoder so far: the one after `round`, by the sites' mean of `metric`."""
+    """The best encoder so far: the one after `round`, by the sites' median of `metric`."""
 
     round: int
     metric: str
@@ -57,19 +57,20 @@ class Best:
 class State:
     """A run after its last finished round.
 
-    shared: (P,) float32, the server's master copy. strategy: moments, (P,) each, by name.
+    shared: (P,) float32, the master copy. strategy: moments, (P,) each, by name. names: by node.
     """
 
     round: int
     shared: Flat
     strategy: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     best: Best | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 def begun(path: Path) -> bool:
     """Whether the folder holds a run that has begun, so that it can be resumed."""
     file = path / STATE
-    return file.exists() and read_json(file).get("plan_sha256") is not None
+    return file.exists() and read_object(file).get("plan_sha256") is not None
 
 
 def check_run(path: Path, plan: Plan, resume: bool) -> None:
@@ -84,7 +85,7 @@ def check_run(path: Path, plan: Plan, resume: bool) -> None:
         found, next_step = "no run to resume", "Start without resume."
         raise InputError(Problem(str(path), "", found, "a run folder", next_step))
     _lock(path).close()  # refused here while its server is alive
-    found = read_json(path / STATE)["plan_sha256"]
+    found = read_object(path / STATE)["plan_sha256"]
     if found != plan.sha256:
         raise InputError(
             Problem(
@@ -200,14 +201,15 @@ class RunFolder:
             "base_sha256": array_sha256(self.base),
             "encoder_sha256": array_sha256(state.shared),
             "best": None if best is None else vars(best),
+            "names": {str(node): name for node, name in sorted(state.names.items())},
         }
         write_json(self.path / STATE, value | more)
         self.state = state
         self._publish()
 
     def _load(self) -> None:
-        saved = read_json(self.path / STATE)
-        if saved["layout_sha256"] != self._layout.sha256:
+        saved = read_object(self.path / STATE, round=int, base_sha256=str, encoder_sha256=str)
+        if saved.get("layout_sha256") != self._layout.sha256:
             found, allowed = "parameters of another model", "those of the plan's model"
             next_step = "Resume with the version of Consilium that started the run."
             raise InputError(Problem(str(self.path), BASE, found, allowed, next_step))
@@ -220,9 +222,10 @@ class RunFolder:
             for name, value in arrays.items()
             if name.startswith(_STRATEGY)
         }
-        best = None if saved["best"] is None else Best(**saved["best"])
+        best = None if saved.get("best") is None else Best(**saved["best"])
+        names = {int(node): name for node, name in saved.get("names", {}).items()}
         self._drop_unfinished(saved["round"])
-        self._save(State(saved["round"], arrays[_SHARED], strategy, best), "running")
+        self._save(State(saved["round"], arrays[_SHARED], strategy, best, names), "running")
 
     def _verified(self, file: Path, sha256: str) -> dict[str, npt.NDArray[Any]]:
         arrays = read_arrays(file)
@@ -236,21 +239,18 @@ class RunFolder:
         lines = (self.path / ROUNDS).read_text(encoding="utf-8").splitlines()
         kept = {}
         for line in lines:
-            try:
+            with suppress(ValueError, KeyError, TypeError):  # half a line, or not a round's
                 record = json.loads(line)
-            except ValueError:
-                continue
-            if record.get("status") == "done" and record["round"] <= last:
-                kept[record["round"]] = line
+                if record["status"] == "done" and record["round"] <= last:
+                    kept[record["round"]] = line
         write_bytes(self.path / ROUNDS, "".join(f"{line}\n" for line in kept.values()).encode())
 
     def _publish(self) -> None:
         """Write the encoder files that follow from the state, and drop older checkpoints."""
         self._write_named(self.path / LATEST, self.state.shared)
         self._write_named(self.path / BEST, self.best_encoder())
-        needed = {self._checkpoint(self.state.round)}
-        if self.state.best is not None:
-            needed.add(self._checkpoint(self.state.best.round))
+        best, last = self.state.best, self.state.round
+        needed = {self._checkpoint(number) for number in (last, best.round if best else last)}
         for file in (self.path / "checkpoints").glob("round-*.safetensors"):
             if file not in needed:
                 file.unlink()

@@ -28,11 +28,17 @@ from flwr.serverapp.strategy import (
     Krum,
 )
 
+from common.errors import StepRejectedError
+from common.findings import FINDINGS, LUNGS
 from common.parameters import Flat, Layout
-from common.sections import StrategyPlan
+from common.sections import StrategyName, StrategyPlan
 from common.update import Update
+from server.firewall import update_norm
+from server.shares import capped_shares
 
 _KEY, _WEIGHT = "shared", "weight"
+# These take no mean of the sites: what one site sends is compared with what the others send.
+_COMPARING: frozenset[StrategyName] = frozenset({"fedmedian", "fedtrimmedavg", "krum"})
 
 
 def build_strategy(plan: StrategyPlan) -> FedAvg:
@@ -64,8 +70,39 @@ def build_strategy(plan: StrategyPlan) -> FedAvg:
 class Aggregator:
     """One strategy over the rounds of a run, with its state as plain arrays."""
 
-    def __init__(self, plan: StrategyPlan) -> None:
+    def __init__(self, plan: StrategyPlan, max_share: float = 0.5) -> None:
+        """max_share: the most that one site may have of an average (`capped_shares`)."""
+        self._plan, self._max_share = plan, max_share
         self._strategy = build_strategy(plan)
+
+    def advance(
+        self, number: int, updates: Sequence[Update], layout: Layout, shared: Flat, longest: float
+    ) -> Flat:
+        """The shared parameters after round `number`, (P,) float32: `shared` and the step.
+
+        longest: the L2 norm that a step may have. Raises StepRejectedError when the step, the new
+        parameters or the moments are not finite, or the step is longer; the moments are then what
+        they were before, so that one round can't spoil those that follow.
+        """
+        before = {name: value.copy() for name, value in self.state().items()}
+        with np.errstate(over="ignore", invalid="ignore"):  # both are looked for here
+            step = self.step(number, updates, layout)
+            after = shared + step
+            length = update_norm(step)
+        code, detail = "", ""
+        parts = {"the step": step, "the new parameters": after} | {
+            f"the strategy's moment {name!r}": value for name, value in self.state().items()
+        }
+        strange = [name for name, value in parts.items() if not np.isfinite(value).all()]
+        if strange:
+            code, detail = "not-finite", f"{strange[0]} would not be finite"
+        elif not length <= longest:
+            code, detail = "too-long", f"step of L2 norm {length:.4g} above {longest:.4g}"
+        if code:
+            self._strategy = build_strategy(self._plan)
+            self.restore(before)
+            raise StepRejectedError(code, detail)
+        return after
 
     def step(self, number: int, updates: Sequence[Update], layout: Layout) -> Flat:
         """The change of the shared parameters, (P,) float32, for the updates of round `number`.
@@ -73,13 +110,16 @@ class Aggregator:
         updates: at least one, checked by the firewall. They are ordered by site, so that the
         sums, and with them the encoder's hash, do not depend on who answered first.
         """
+        if not updates:
+            raise ValueError("no updates to aggregate: at least one is needed")
         ordered = sorted(updates, key=lambda update: update.site)
-        deltas = impute(ordered, layout)
+        compares = self._plan.name in _COMPARING
+        deltas = impute(ordered, layout, self._max_share, compares)
         self._set_origin(layout.size)
-        replies = [_reply(d, u.weight) for d, u in zip(deltas, ordered, strict=True)]
+        shares = capped_shares([update.weight for update in ordered], self._max_share)
+        replies = [_reply(d, float(share)) for d, share in zip(deltas, shares, strict=True)]
         arrays, _ = self._strategy.aggregate_train(number, replies)
-        if arrays is None:
-            raise ValueError("no updates to aggregate")
+        assert arrays is not None  # as there are updates
         return arrays[_KEY].numpy().astype(np.float32, copy=False)
 
     def _set_origin(self, size: int) -> None:
@@ -109,29 +149,37 @@ class Aggregator:
             strategy.m_t, strategy.v_t = {_KEY: arrays["m"]}, {_KEY: arrays["v"]}
 
 
-def impute(updates: Sequence[Update], layout: Layout) -> list[Flat]:
+def impute(
+    updates: Sequence[Update], layout: Layout, max_share: float = 0.5, compares: bool = False
+) -> list[Flat]:
     """The sites' deltas, (P,) float32 each, with what a site did not train filled in.
 
     A site that does not annotate a finding returns zeros for that finding's head, which would
-    pull the average towards "no change". Such coordinates take the weighted mean of the
-    sites that cover them; any weighted mean over all sites is then the mean over the covering
-    ones (Surgical Aggregation, arXiv 2301.06683, section 3). Covered by nobody: no change.
-    With local heads only the encoder travels, which every site covers.
+    pull the average towards "no change". In such rows it votes the mean of the sites that cover
+    them; any weighted mean over all sites is then the mean over the covering ones (Surgical
+    Aggregation, arXiv 2301.06683, section 3). Covered by nobody: no change. With local heads only
+    the encoder travels, which every site covers.
+
+    The mean of a row is by `capped_shares` among the sites that cover it, as fewer may cover a row
+    than the encoder. So that a mean over all sites keeps those shares, the covering sites vote it
+    too, unless the strategy `compares` what they sent.
     """
-    covered = np.stack([layout.coverage(update.covers) for update in updates])
-    partial = ~covered.all(axis=0)
-    if not partial.any():
-        return [update.delta for update in updates]
-    part = covered[:, partial]  # (K, Q): only the Q disputed coordinates, in float64
-    deltas = np.stack([update.delta[partial] for update in updates]).astype(np.float64)
-    weights = np.array([update.weight for update in updates])[:, None] * part
-    total = weights.sum(axis=0)
-    mean = (weights * deltas).sum(axis=0) / np.where(total > 0, total, 1.0)
-    filled = []
-    for update, row, own in zip(updates, deltas, part, strict=True):
-        delta = update.delta.copy()
-        delta[partial] = np.where(own, row, mean)
-        filled.append(delta)
+    filled = [update.delta for update in updates]
+    encoder = layout.coverage(())
+    for name in (*FINDINGS, LUNGS):
+        covering = [update for update in updates if name in update.covers]
+        rows = layout.coverage((name,)) & ~encoder
+        if len(covering) == len(updates) or not rows.any():
+            continue
+        mean = np.zeros(np.count_nonzero(rows))
+        if covering:  # in float64
+            shares = capped_shares([update.weight for update in covering], max_share)
+            mean += sum(s * u.delta[rows] for s, u in zip(shares, covering, strict=True))
+        for k, update in enumerate(updates):
+            if not (compares and name in update.covers):
+                if filled[k] is update.delta:
+                    filled[k] = update.delta.copy()
+                filled[k][rows] = mean
     return filled
 
 

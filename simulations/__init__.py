@@ -1,1 +1,4 @@
-"""Hospitals simulated on one machine. May import everything; nothing imports it."""
+"""Hospitals simulated on one machine; loose here are the doors (app, cli).
+
+May import everything. Never here: what a deployed hospital or coordinator needs.
+"""

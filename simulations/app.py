@@ -1,7 +1,8 @@
-"""Plain `flwr run .`: Flower's ServerApp, which prepares a demo when it is given no sites.
+"""Plain `flwr run .`: Flower's ServerApp, which prepares a demo when it is given no plan.
 
-`consilium-sim run` prepares the sites itself and names them in the run configuration; a Flower
-user who types `flwr run .` in the checkout names nothing, and gets the demo.
+`consilium-sim run` prepares the sites itself, names plan and run folder in the run configuration
+and the sites in the environment; a Flower user who types `flwr run .` in the checkout names
+nothing, and gets the demo.
 """
 
 import json
@@ -26,7 +27,7 @@ NODES_SECONDS = 60.0
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation of the run configuration; without one, the demo."""
-    if not any(context.run_config.get(key) for key in ("plan", "run", "sites")):
+    if not any(context.run_config.get(key) for key in ("plan", "run")):
         nodes = wait_for_nodes(grid)
         context.run_config |= prepare_demo(demo_plan(nodes), demo_folder(nodes))
     federate(grid, context)
@@ -59,7 +60,7 @@ def prepare_demo(plan: Plan, folder: Path) -> dict[str, str | int]:
     Every call names a new run folder below `folder`.
     """
     # Here, because this module is also what starts every run that has its sites already.
-    from simulations.prepare import load_prepared, prepare
+    from simulations.experiment.prepare import load_prepared, prepare
 
     if load_prepared(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,4 +68,4 @@ def prepare_demo(plan: Plan, folder: Path) -> dict[str, str | int]:
     run = folder / "runs" / time.strftime("%Y%m%d-%H%M%S")
     plan_file = write_plan(run, plan)
     print(f"run folder: {run}", flush=True)
-    return {"plan": str(plan_file), "run": str(run), "sites": str(folder / "sites")}
+    return {"plan": str(plan_file), "run": str(run)}

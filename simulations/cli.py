@@ -9,112 +9,85 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client.nih import open_archive
-from common.checkpoint import read_json, write_json
+from common.checkpoint import read_object, write_json
 from common.errors import InputError, Problem
-from common.plan import Plan, load_plan, plan_from_json
-from common.terminal import exit_on_error
-from simulations.options import (
+from common.plan import load_plan
+from common.terminal import program
+from simulations.experiment.options import (
     AsJson,
     DataOption,
     MasksOption,
+    PretrainedOption,
+    SitesOption,
     SkipBad,
+    WithoutPrivacy,
+    changed,
     output,
+    print_remarks,
     refuse_with_resume,
     required,
     resumable,
 )
-from simulations.partition import partition, print_summary, read_groups
 from simulations.phantom import contact_sheet, make_phantom
 from simulations.privacy import cli as privacy
 from simulations.study import cli as study
 
-app = typer.Typer(
-    help="Hospitals that learn together, simulated on this machine.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+app = program("Hospitals that learn together, simulated on this machine.")
 
 PLAN = ("PLAN", "See simulations/plans.")
-Sites = Annotated[int | None, typer.Option(help="hospitals, instead of the plan's number")]
-
-
-def main() -> None:
-    """Entry point: errors become one clear message and the right exit code."""
-    exit_on_error(app)
+PlanArgument = Annotated[Path | None, typer.Argument(metavar="PLAN", help="plan file (YAML)")]
 
 
 @app.command()
 def run(
-    plan_file: Annotated[
-        Path | None, typer.Argument(metavar="PLAN", help="plan file (YAML)")
-    ] = None,
+    plan_file: PlanArgument = None,
     data: DataOption = None,
     masks: MasksOption = None,
-    sites: Sites = None,
+    sites: SitesOption = None,
     out: Annotated[Path | None, typer.Option(help="new folder for this run")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run")] = None,
     skip_bad: SkipBad = False,
-    pretrained: Annotated[
-        Path | None, typer.Option(help="weights to start from; for privacy, of other patients")
-    ] = None,
-    without_privacy: Annotated[
-        bool, typer.Option("--without-privacy", help="the plan with privacy.mode off, to compare")
-    ] = False,
+    pretrained: PretrainedOption = None,
+    without_privacy: WithoutPrivacy = False,
     as_json: AsJson = False,
 ) -> None:
     """Cut an archive into hospitals, let them learn together, and compare."""
-    # torch and Flower are loaded only by the command that needs them.
-    from simulations.experiment import (
-        Request,
-        discard_empty_run,
-        load_request,
-        open_run,
-        print_result,
-        resume_run,
-        run_experiment,
-    )
+    from simulations.experiment.folder import Request, discard_empty_run, open_run, resume_run
 
     with output(as_json) as console:
         if resume is not None:
             given = {"PLAN": plan_file, "--data": data, "--masks": masks, "--sites": sites}
             given |= {"--out": out, "--pretrained": pretrained}
             refuse_with_resume(given | {"--without-privacy": without_privacy or None})
-            folder, plan = resume, resume_run(resume)
-            request = load_request(folder)
+            folder, (plan, request) = resume, resume_run(resume)
             request = replace(request, skip_bad=request.skip_bad or skip_bad)
         else:
             plan = load_plan(required(plan_file, *PLAN))
-            plan = _changed(plan, sites, pretrained, without_privacy)
+            plan = changed(plan, sites, pretrained, without_privacy)
             stamp = time.strftime("%Y%m%d-%H%M%S")
             folder = out or Path("runs") / f"{plan.name}-{stamp}"
             request = Request(data, masks, skip_bad)
-            open_run(plan, folder, request)
+        # torch and Flower take seconds to load: only once there is something to run.
+        from simulations.experiment.experiment import print_result, run_experiment
+        from simulations.experiment.preflight import preflight, preflight_again
+
+        if resume is not None:
+            found = preflight_again(plan, request, folder)
+        else:
+            found = preflight(plan, request, folder)
+            made = open_run(plan, folder, request)
         console.print(f"plan {plan.name} ({plan.sha256[:12]}), run folder {folder}")
         try:
             with resumable("run", folder):
-                summary = run_experiment(plan, folder, request, console)
+                summary = run_experiment(plan, folder, request, console, found)
         except InputError:
             if resume is None:
-                discard_empty_run(folder)
+                discard_empty_run(folder, made)
             raise
         print_result(summary, folder, console)
+        print_remarks(summary["remarks"], console)
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))
-
-
-def _changed(plan: Plan, sites: int | None, pretrained: Path | None, without_privacy: bool) -> Plan:
-    """The plan with what the command line asks for instead, checked like any plan."""
-    value = plan.model_dump(mode="json")
-    if sites is not None:
-        value["simulation"]["sites"] = sites
-    if pretrained is not None:
-        value["model"]["pretrained"] = str(pretrained.absolute())
-    if without_privacy:
-        value |= {"name": f"{plan.name}-open", "privacy": {"mode": "off"}}
-        value["training"]["unit"] = plan.privacy.unit
-    return plan_from_json(json.dumps(value))
 
 
 @app.command()
@@ -138,19 +111,36 @@ def phantom(
 
 @app.command("partition")
 def show_partition(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan file (YAML)")],
-    data: Annotated[Path, typer.Option(help="archive in the NIH layout")],
-    sites: Sites = None,
+    plan_file: PlanArgument = None,
+    data: DataOption = None,
+    masks: MasksOption = None,
+    sites: SitesOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="new folder for partition.json and partition.png")
+    ] = None,
     skip_bad: SkipBad = False,
+    pretrained: PretrainedOption = None,
+    without_privacy: WithoutPrivacy = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show what each hospital would get, without decoding or training anything."""
-    plan = _changed(load_plan(plan_file), sites, None, False)
-    archive = open_archive(data, skip_bad=skip_bad)
-    groups_file = data / "hospitals.csv"
-    groups = read_groups(groups_file) if groups_file.exists() else None
-    simulation = plan.simulation
-    parts = partition(archive.table, simulation.partition, simulation.sites, plan.seed, groups)
-    print_summary(Console(), parts)
+    """Show what each hospital would get, and refuse what `run` would, without decoding."""
+    from simulations.experiment.folder import Request
+
+    with output(as_json) as console:
+        plan = load_plan(required(plan_file, *PLAN))
+        plan = changed(plan, sites, pretrained, without_privacy)
+        from simulations.experiment.preflight import preflight  # loads torch
+        from simulations.experiment.prepare import print_cut, write_cut
+
+        request = Request(data, masks, skip_bad)
+        found = preflight(plan, request, out)
+        print_cut(found.cut, console)
+        if out is not None:
+            write_cut(found, out)
+            console.print(f"written: partition.json and partition.png in {out}", soft_wrap=True)
+        print_remarks(found.remarks, console)
+    if as_json:
+        typer.echo(json.dumps(found.overview(), allow_nan=False))
 
 
 @app.command()
@@ -158,10 +148,10 @@ def report(
     folder: Annotated[Path, typer.Argument(help="folder of a run")], as_json: AsJson = False
 ) -> None:
     """Write a run's report.html again from its summary, or print the summary."""
-    from server.report import write_report
-    from simulations.experiment import read_rounds_file
+    from server.report.page import write_report
+    from simulations.experiment.folder import read_rounds_file
 
-    summary = read_json(folder / "summary.json")
+    summary = read_object(folder / "summary.json", plan=dict, plan_sha256=str, status=str)
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))
     else:

@@ -1,7 +1,8 @@
 """Fixtures that several tests share."""
 
 import itertools
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,20 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder ../shared (real images and tables) is not beside this checkout")
     return SHARED.resolve()
+
+
+@pytest.fixture
+def hearing() -> Iterator[None]:
+    """Signals reach this process and its children, as they reach programs in a terminal.
+
+    A shell starts its background jobs deaf to SIGINT, and `nohup` to SIGHUP.
+    """
+    deaf = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in deaf:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in deaf:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture

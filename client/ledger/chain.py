@@ -17,7 +17,12 @@ from typing import Any
 from common.errors import InputError, Problem
 
 FIRST = "0" * 64  # what the first entry has for the hash of the one before
-RESTORE = "Restore the ledger and its anchor from the same backup. Nothing private runs until then."
+RESTORE = (
+    "Restore the newest copy of the ledger with its anchor, and compare it with the head that the "
+    "coordinator was told last: consilium-site ledger verify SITE --expect N:HASH. An older copy "
+    "has forgotten charges. Nothing private runs until then."
+)
+Row = tuple[int, str, str, str, str, str]  # number, at, kind, body as JSON, previous, sha256
 
 
 class LedgerError(InputError):
@@ -79,13 +84,17 @@ def head_of(entries: Sequence[Entry]) -> Head:
     return Head(len(entries), entries[-1].sha256) if entries else Head(0, FIRST)
 
 
-def read_chain(path: Path, rows: Iterable[Sequence[Any]]) -> list[Entry]:
+def read_chain(
+    path: Path, rows: Sequence[Row], begun: Sequence[Row] = (), known: Sequence[Entry] = ()
+) -> list[Entry]:
     """Entries of rows (number, at, kind, body as canonical JSON, previous, sha256), verified.
 
-    Raises LedgerError, naming the first entry that does not fit those before it.
+    begun, known: rows that were verified before, and their entries. They are not worked out again
+    if the rows begin with the very same ones. Raises LedgerError, naming the first entry that
+    does not fit those before it.
     """
-    entries: list[Entry] = []
-    for row in rows:
+    entries = list(known) if begun and rows[: len(begun)] == begun else []
+    for row in rows[len(entries) :]:
         place = len(entries) + 1
         try:
             number, at, kind, text, previous, sha256 = row

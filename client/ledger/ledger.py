@@ -8,18 +8,21 @@ better accountant gives a smaller number for the same past.
 
 import math
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from client.ledger.chain import Entry, Head, canonical, damaged, head_of, must_contain
+from client.ledger.charges import charge_of, reserves
 from client.ledger.store import Store
 from client.privacy.accounting import Charge, accountant, epsilon, most_steps
 from common.checkpoint import write_bytes
 from common.errors import InputError, Problem, RefusedError
 
 SCHEMA = 1
+REFUSALS_A_DAY = 100  # and as many answers that tell nothing: who asks can't fill the ledger
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Reservation:
 
     purpose: a round's training, or noised scores; unit: patient or image; charge: its private
     steps, with noise multiplier 0 for a plan without privacy; clipping_norm: L2, for the record.
+    dataset: hash of who the patients are. rounds, scores: of the whole plan, when it was admitted
+    as a whole, else 0: so many charges of its kind it may count on. score_noise: noise multiplier
+    of such a score.
     """
 
     purpose: Literal["training", "metrics"]
@@ -45,6 +51,10 @@ class Reservation:
     unit: str
     charge: Charge
     clipping_norm: float
+    dataset: str = ""
+    rounds: int = 0
+    scores: int = 0
+    score_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,19 +78,18 @@ class Ledger:
         self.path = path
         self._store = Store(path)
 
-    def open(self, dataset: str, unit: str, simulated: bool = False) -> None:
+    def open(self, unit: str, simulated: bool = False) -> None:
         """Start the ledger, or go on with it. Needed once, before anything else is written.
 
-        dataset: hash of the data, recorded when it is another than before; unit: whose presence
-        is hidden, "patient" or "image"; simulated: whether the ledger only plays. The last two
-        are for life. Raises RefusedError, code "unit", when the ledger counts another unit
-        (charges per image bound nothing per patient), and code "simulated" when it does not
-        play and the site does, or the other way round.
+        unit: whose presence is hidden, "patient" or "image"; simulated: whether the ledger only
+        plays. Both are for life. Raises RefusedError, code "unit", when the ledger counts
+        another unit (charges per image bound nothing per patient), and code "simulated" when it
+        does not play and the site does, or the other way round.
         """
         with self._store.writing(create=True) as draft:
             if not draft.entries:
                 body = {"schema": SCHEMA, "ledger": uuid.uuid4().hex, "unit": unit}
-                draft.add("open", {**body, "dataset": dataset, "simulated": simulated})
+                draft.add("open", {**body, "simulated": simulated})
                 return
             self._must_count(draft.entries, unit)
             if simulated != draft.entries[0].body["simulated"]:
@@ -89,9 +98,6 @@ class Ledger:
                     "what it was started with. Set it back.",
                     "simulated",
                 )
-            last = [e.body["dataset"] for e in draft.entries if e.kind in ("open", "data")][-1]
-            if last != dataset:
-                draft.add("data", {"dataset": dataset})
 
     def entries(self) -> list[Entry]:
         """All entries, the chain and the anchor verified."""
@@ -138,11 +144,32 @@ class Ledger:
         )
 
     def record(self, kind: str, body: Mapping[str, Any]) -> Entry:
-        """Append what costs nothing: "sent", "refused", "serving", ... with JSON's own types."""
-        if kind in ("open", "reserve"):
+        """Append what costs nothing: "serving", ... with JSON's own types."""
+        if kind in ("open", "reserve", "refused"):
             raise ValueError(f"{kind!r} is written by its own method only")
         with self._store.writing() as draft:
             return draft.add(kind, body)
+
+    def refused(self, body: Mapping[str, Any]) -> None:
+        """Record a refusal: `action`, `plan`, `round` and `code`, for the record.
+
+        One that is recorded already, whatever its round, is not recorded again, and no more than
+        REFUSALS_A_DAY are on any day.
+        """
+        self._once("refused", body, ("action", "plan", "code"), ())
+
+    def sent(self, body: Mapping[str, Any], tells: bool = True) -> None:
+        """Record a message before it leaves: `action`, `plan`, `round` and `sha256`.
+
+        The same one, asked for again, is recorded once. tells: whether there is anything in it but
+        the site's name; no more than REFUSALS_A_DAY without are recorded on any day.
+        """
+        keys = ("action", "plan", "round", "sha256")
+        self._once("sent", body, keys, None if tells else ("sha256",))
+
+    def serving(self, body: Mapping[str, Any]) -> None:
+        """Record heads that were fitted without noise, by `plan` and `round`, once each."""
+        self._once("serving", body, ("plan", "round"), ())
 
     def policy(self, policy: Mapping[str, Any]) -> None:
         """Record the policy in force, when it is not the one recorded last."""
@@ -167,6 +194,29 @@ class Ledger:
         write_bytes(out, "".join(canonical(asdict(entry)) + "\n" for entry in entries).encode())
         return head_of(entries)
 
+    def _once(
+        self,
+        kind: str,
+        body: Mapping[str, Any],
+        keys: Sequence[str],
+        alike: Sequence[str] | None,
+    ) -> None:
+        """Append an entry, unless one of its kind has the same `keys`.
+
+        alike: of those with the same of these keys, no more than REFUSALS_A_DAY on any day (UTC):
+        the ledger does not grow with whatever is asked. None: any number.
+        """
+        today = datetime.now(UTC).date().isoformat()
+        with self._store.writing() as draft:
+            known = [entry for entry in draft.entries if entry.kind == kind]
+            if any(_same(entry, body, keys) for entry in known):
+                return
+            if alike is not None:
+                recent = (entry for entry in known if entry.at.startswith(today))
+                if sum(_same(entry, body, alike) for entry in recent) >= REFUSALS_A_DAY:
+                    return
+            draft.add(kind, body)
+
     def _around(self, entries: list[Entry], charge: Charge, delta: float) -> tuple[float, float]:
         """Epsilon before and after a further charge."""
         spent = self._charges(entries)
@@ -183,19 +233,12 @@ class Ledger:
 
     def _charges(self, entries: Iterable[Entry]) -> list[Charge]:
         found = []
-        for entry in entries:
-            if entry.kind == "reserve":
-                try:
-                    found.append(
-                        Charge(
-                            entry.body["noise_multiplier"],
-                            entry.body["sampling_rate"],
-                            entry.body["steps"],
-                        )
-                    )
-                except (KeyError, TypeError, ValueError):
-                    place = f"entry {entry.number}"
-                    raise damaged(self.path, place, "a charge that no step can have") from None
+        for entry in reserves(entries):
+            try:
+                found.append(charge_of(entry))
+            except (KeyError, TypeError, ValueError):
+                place = f"entry {entry.number}"
+                raise damaged(self.path, place, "a charge that no step can have") from None
         return found
 
 
@@ -211,6 +254,10 @@ def verify(path: Path, expected: Head | None = None) -> Head:
     return head_of(entries)
 
 
+def _same(entry: Entry, body: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    return all(entry.body.get(key) == body[key] for key in keys)
+
+
 def _body(reservation: Reservation) -> dict[str, Any]:
     charge = reservation.charge
     return {
@@ -223,5 +270,9 @@ def _body(reservation: Reservation) -> dict[str, Any]:
         "sampling_rate": charge.sampling_rate,
         "steps": charge.steps,
         "clipping_norm": reservation.clipping_norm,
+        "dataset": reservation.dataset,
+        "rounds": reservation.rounds,
+        "scores": reservation.scores,
+        "score_noise": reservation.score_noise,
         "accountant": accountant(),
     }

@@ -20,6 +20,7 @@ from client.ledger.chain import (
     Entry,
     Head,
     LedgerError,
+    Row,
     canonical,
     damaged,
     head_of,
@@ -35,6 +36,10 @@ _TABLE = """CREATE TABLE IF NOT EXISTS entries (number INTEGER PRIMARY KEY, at T
 body TEXT, previous TEXT, sha256 TEXT)"""
 _READ = "SELECT number, at, kind, body, previous, sha256 FROM entries ORDER BY number"
 _LAST = "SELECT number, sha256 FROM entries ORDER BY number DESC LIMIT 1"
+
+# What this process has verified of each ledger, as it was read: the same rows need no second look,
+# and others get one. Else a thousand questions would cost a thousand walks along the whole chain.
+_verified_rows: dict[Path, tuple[list[Row], list[Entry]]] = {}
 
 
 class Draft:
@@ -105,7 +110,9 @@ class Store:
             db.execute("COMMIT")
 
     def _verified(self, db: sqlite3.Connection, anchor: Head | None, empty: bool) -> list[Entry]:
-        entries = read_chain(self.path, db.execute(_READ))
+        rows = db.execute(_READ).fetchall()
+        entries = read_chain(self.path, rows, *_verified_rows.get(self.path, ((), ())))
+        _verified_rows[self.path] = rows, list(entries)
         if not (entries or empty):
             raise damaged(self.path, "", "no entries")
         if anchor is not None:

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
+from client.policy import check_steps
 from client.privacy.accounting import Charge, solve_noise
 from client.settings import SiteSettings
 from common.errors import RefusedError
 from common.plan import Plan
+from common.sections import Unit
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Asked:
     noise over the clipping norm.
     """
 
-    unit: Literal["patient", "image"]
+    unit: Unit
     noise_multiplier: float
     sampling_rate: float
     steps_per_round: int
@@ -55,8 +56,8 @@ def asked(plan: Plan, settings: SiteSettings) -> Asked:
     """What a private plan asks of this site, from the plan and the site's public words alone.
 
     With `privacy.epsilon` the noise is solved once for the whole plan, at the plan's delta.
-    Raises RefusedError (no-nominal-units) when the site has not said how many units it has, and
-    InputError when no noise reaches the epsilon.
+    Raises RefusedError when the site has not said how many units it has (no-nominal-units) or
+    its policy allows fewer steps (ceiling), and InputError when no noise reaches the epsilon.
     """
     privacy, training = plan.privacy, plan.training
     # A step draws batch_size units on average; each with the same probability.
@@ -66,6 +67,7 @@ def asked(plan: Plan, settings: SiteSettings) -> Asked:
         assert training.local_epochs is not None  # the plan's validator: one of the two is given
         steps = max(1, math.ceil(training.local_epochs / rate - 1e-9))
     rounds = plan.federation.rounds
+    check_steps(settings.policy, steps, rounds)  # first: solving the noise takes time, too
     noise = privacy.noise_multiplier
     if noise is None:
         assert privacy.epsilon is not None  # the plan's validator: one of the two is given

@@ -3,8 +3,6 @@
 Most of what is refused here would not fail but give wrong gradients, and so a false epsilon.
 """
 
-from typing import Literal
-
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,18 +10,18 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from client.privacy.engines import Engine, LoopEngine
 from client.privacy.vmap import VmapEngine
+from client.settings import EngineName
 from common.errors import InputError, Problem
 from common.model import MultitaskModel
 
 # Parameters below which the loop spends more time on Python than on the network.
 SMALL = 1_000_000
 
-EngineName = Literal["auto", "loop", "opacus", "vmap"]
 
-
-def open_engine(name: EngineName, model: MultitaskModel, device: torch.device) -> Engine:
+def open_engine(name: EngineName, model: MultitaskModel, device: torch.device, most: int) -> Engine:
     """The engine of a site for what the model trains at the time of the call.
 
+    most: images in memory at once, a constant of the site.
     auto: on a CPU the loop, which is the fastest there but for small networks; for those, and
     on a GPU, which a loop would leave idle, vmap where the network allows it.
     Opacus is imported only for an engine of that name.
@@ -41,12 +39,12 @@ def open_engine(name: EngineName, model: MultitaskModel, device: torch.device) -
     if problems:
         raise InputError(problems)
     if name == "vmap":
-        return VmapEngine(model)
+        return VmapEngine(model, most)
     if name == "opacus":
         from client.privacy.hooks import OpacusEngine  # a slow import that few sites need
 
-        return OpacusEngine(model)
-    return LoopEngine(model)
+        return OpacusEngine(model, most)
+    return LoopEngine(model, most)
 
 
 def _batch_problems(model: nn.Module) -> list[Problem]:

@@ -1,87 +1,121 @@
 """The opacus engine: gradients per row from Opacus' hooks, folded to units.
 
-One forward and one backward pass for all units. Opacus' samplers are right for some layers only
-and silent about the others: `client.privacy.choose` refuses what is known to go wrong, and every
-portion is checked against the gradient that PyTorch itself gives for the sum. The hooks are
-there while a portion is worked on, and at no other time.
+One forward and one backward pass for a group of units. Opacus' samplers are right for some layers
+only and silent about the others: `client.privacy.choose` refuses what is known to go wrong, and
+before its first step the engine is tried on public noise against plain differentiation. Where
+they differ the loop takes over. No patient's image decides that: a refusal would tell of it. The
+hooks are there while a group is worked on, and at no other time.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor
 
-from client.privacy.engines import clip_and_add_all
-from client.privacy.material import Material, Weights, every_row, losses_of
+from client.privacy.engines import LoopEngine, clip_and_add_all, groups
+from client.privacy.material import (
+    Form,
+    Material,
+    Weights,
+    form_of,
+    in_form,
+    losses_of,
+    those_there,
+)
+from client.privacy.trial import public_units
 from common.errors import InputError, Problem
+from common.losses import Batch, joined_targets
 from common.model import MultitaskModel, Outputs
 
-AGREE = 1e-4  # relative error of a healthy sum in float32: 1e-6; of a sampler gone wrong: 0.2 to 1
+AGREE = 1e-4  # relative error of a healthy gradient in float32: 1e-6; of a wrong one: 0.2 to 1
 
 
 class OpacusEngine:
-    """All rows of all units in one pass."""
+    """All rows of a constant number of units of one form in one pass."""
 
     name = "opacus"
 
-    def __init__(self, model: MultitaskModel) -> None:
-        """model: one that `client.privacy.choose` has nothing against."""
-        self._model = model
+    def __init__(self, model: MultitaskModel, most: int) -> None:
+        """model: one that `client.privacy.choose` has nothing against. most: images in memory."""
+        self._model, self._most = model, most
+        self._loop = LoopEngine(model, most)
         self._trained = [p for p in model.parameters() if p.requires_grad]
+        decoder = [] if model.lungs is None else list(model.lungs.parameters())
+        self._decoding = [any(p is each for each in decoder) for p in self._trained]
+        self._proofs: dict[bool, bool] = {}
 
     def add_clipped(
-        self, material: Material, weights: Weights, clipping_norm: float, total: list[Tensor]
+        self,
+        materials: Iterable[Material],
+        weights: Weights,
+        clipping_norm: float,
+        total: list[Tensor],
     ) -> None:
-        """See Engine. Raises InputError when Opacus' gradients turn out wrong."""
-        full = every_row(material)
-        if weights.consistency == 0:
-            full.strong = full.targets = full.strong_planes = None
-        unit = full.batch.unit
-        if full.targets is not None:
-            unit = torch.cat([unit, full.targets.unit])
-        with _hooked(self._model):
-            loss = losses_of(*self._outputs(material, full), full, weights).sum()
-            if not loss.requires_grad:
-                return
-            sums = torch.autograd.grad(loss, self._trained, allow_unused=True)
-            rows = [_rows(parameter, len(unit)) for parameter in self._trained]
-        _check(rows, sums)
-        units = [_folded(each, unit, full.batch.units) for each in rows]
-        clip_and_add_all(units, clipping_norm, total)
+        """See Engine. Raises InputError for a network that Opacus cannot work with at all."""
+        waiting = iter(materials)
+        first = next(waiting, None)
+        if first is None:
+            return
+        everyone = chain([first], waiting)
+        if not self._proved(tuple(first.batch.images.shape[1:]), weights):
+            self._loop.add_clipped(everyone, weights, clipping_norm, total)
+            return
+        for form, units, count in groups(everyone, weights, self._most):
+            left = units
+            if form is not None:
+                gradients = self._gradients(units, form, weights)
+                bad = clip_and_add_all(gradients, count, clipping_norm, total)
+                left = [units[number] for number in bad]
+            self._loop.add_clipped(left, weights, clipping_norm, total)
 
-    def _outputs(self, material: Material, full: Material) -> tuple[Outputs, Outputs | None]:
+    def _proved(self, shape: tuple[int, ...], weights: Weights) -> bool:
+        """Whether Opacus agrees with plain differentiation on public noise: asked once."""
+        taught = weights.consistency > 0
+        if taught not in self._proofs:
+            units = [in_form(unit, weights) for unit in public_units(self._model, shape)]
+            found = self._gradients(units, form_of(units[0]), weights)
+            self._proofs[taught] = all(
+                _agree([each[number] for each in found], self._loop.gradients(unit, weights))
+                for number, unit in enumerate(units)
+            )
+        return self._proofs[taught]
+
+    def _gradients(self, units: Sequence[Material], form: Form, weights: Weights) -> list[Tensor]:
+        """Each parameter's gradients, (U, ...), of units of one form."""
+        joined = _joined(units)
+        with _hooked(self._model):
+            loss = losses_of(*self._outputs(joined), joined, weights).sum()
+            if not loss.requires_grad:
+                return [p.new_zeros((len(units), *p.shape)) for p in self._trained]
+            torch.autograd.grad(loss, self._trained, allow_unused=True)
+            return [
+                _folded(parameter, len(units), *_rows(form, decoding))
+                for parameter, decoding in zip(self._trained, self._decoding, strict=True)
+            ]
+
+    def _outputs(self, joined: Material) -> tuple[Outputs, Outputs | None]:
         """Outputs on the batch and on the strong views, from one pass over both.
 
         Two passes would add up the gradients of rows that only have the same number.
         """
-        parts, planes = [full.batch.images], [full.planes]
-        decoded = material.batch.lung_rows.numel() > 0
-        if full.strong is not None and material.targets is not None:
-            parts, planes = [*parts, full.strong], [*planes, full.strong_planes]
-            decoded |= material.targets.lung_rows.numel() > 0
-        images = _joined(parts)
-        lung_rows = torch.arange(len(images) if decoded else 0, device=images.device)
-        crossing = self._crossing(parts, planes) if decoded else None
-        outputs: Outputs = self._model(images, lung_rows, crossing)
-        count = len(full.batch.images)
-        taught = Outputs(_part(outputs.findings, 0, count), _part(outputs.lungs, 0, count))
-        if full.strong is None:
-            return taught, None
-        end = len(images)
-        followed = Outputs(_part(outputs.findings, count, end), _part(outputs.lungs, count, end))
-        return taught, followed
-
-    def _crossing(self, parts: list[Tensor], planes: list[Tensor | None]) -> Tensor | None:
-        """The planes of all rows. Where no row of a part is decoded there are none: zeros."""
-        given = next((each for each in planes if each is not None), None)
-        if given is None:
-            return None
-        shape = given.shape[1:]
-        pairs = zip(parts, planes, strict=True)
-        return _joined([given.new_zeros(len(a), *shape) if b is None else b for a, b in pairs])
+        batch, strong, targets = joined.batch, joined.strong, joined.targets
+        if strong is None or targets is None:
+            return self._model(_plain(batch.images), batch.lung_rows, joined.planes), None
+        rows, masks = len(batch.images), len(batch.lung_rows)
+        outputs: Outputs = self._model(
+            _plain(torch.cat([batch.images, strong])),
+            torch.cat([batch.lung_rows, targets.lung_rows + rows]),
+            those_there([joined.planes, joined.strong_planes]),
+        )
+        findings, lungs = outputs.findings, outputs.lungs
+        return (
+            Outputs(_part(findings, 0, rows), _part(lungs, 0, masks)),
+            Outputs(_part(findings, rows, None), _part(lungs, masks, None)),
+        )
 
     def close(self) -> None:
         """Nothing to undo: the hooks are gone already."""
@@ -108,45 +142,73 @@ def _hooked(model: MultitaskModel) -> Iterator[None]:
                     delattr(module, left)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Parts (B, C, S, S), one after the other, in NCHW memory: Opacus takes others for it."""
-    return torch.cat(parts).clone(memory_format=torch.contiguous_format)
+def _joined(units: Sequence[Material]) -> Material:
+    """Units of one form as a material of U units, one after the other."""
+    batches = [unit.batch for unit in units]
+    joined = Material(
+        Batch(
+            images=torch.cat([batch.images for batch in batches]),
+            targets=torch.cat([batch.targets for batch in batches]),
+            known=torch.cat([batch.known for batch in batches]),
+            lung_rows=_shifted([batch.lung_rows for batch in batches], len(batches[0].images)),
+            masks=torch.cat([batch.masks for batch in batches]),
+            unit=_shifted([batch.unit for batch in batches], 1),
+            units=len(units),
+        ),
+        those_there([unit.planes for unit in units]),
+    )
+    lessons = [unit.targets for unit in units if unit.targets is not None]
+    if lessons:
+        joined.strong = those_there([unit.strong for unit in units])
+        joined.strong_planes = those_there([unit.strong_planes for unit in units])
+        joined.targets = joined_targets(lessons, range(len(units)), len(units))
+    return joined
 
 
-def _part(values: Tensor | None, start: int, end: int) -> Tensor | None:
+def _shifted(rows: list[Tensor], step: int) -> Tensor:
+    """Numbers of each unit's own rows, one unit after the other, as numbers among all rows."""
+    return torch.cat([each + number * step for number, each in enumerate(rows)])
+
+
+def _plain(images: Tensor) -> Tensor:
+    """The images in NCHW memory: Opacus takes others for it."""
+    return images.clone(memory_format=torch.contiguous_format)
+
+
+def _part(values: Tensor | None, start: int, end: int | None) -> Tensor | None:
     return None if values is None else values[start:end]
 
 
-def _rows(parameter: Tensor, count: int) -> Tensor:
-    """Each row's gradient, (count, ...); zeros for a parameter that no row used."""
-    rows = getattr(parameter, "grad_sample", None)
-    if rows is None:
-        return parameter.new_zeros((count, *parameter.shape))
-    if not isinstance(rows, Tensor) or len(rows) != count:
-        raise InputError(_unfit("opacus, which cannot tell the rows of this network apart"))
-    return rows
+def _rows(form: Form, decoding: bool) -> tuple[int, int]:
+    """How many rows of each unit a parameter sees: of the annotated view, and of its lessons."""
+    return (form.masks, form.asked) if decoding else (form.rows, form.lessons)
 
 
-def _folded(rows: Tensor, unit: Tensor, units: int) -> Tensor:
-    """Gradients of rows (B, ...), added up by unit: (U, ...)."""
-    return rows.new_zeros((units, *rows.shape[1:])).index_add_(0, unit, rows)
+def _folded(parameter: Tensor, units: int, rows: int, lessons: int) -> Tensor:
+    """Gradients of rows, added up by unit: (U, ...); 0 for a parameter that no row used.
 
-
-def _check(rows: list[Tensor], sums: tuple[Tensor | None, ...]) -> None:
-    """Raise InputError unless the rows add up to what PyTorch gives for all together.
-
-    Rounding is in proportion to the rows, which may be much longer than their sum.
+    The rows of all units come first, then the lessons of all units. Raises InputError when
+    there are not that many.
     """
-    error = length = torch.zeros((), dtype=torch.float64)
-    for each, expected in zip(rows, sums, strict=True):
-        wrong = each.sum(dim=0) - (0 if expected is None else expected)
-        error = error + wrong.double().square().sum().cpu()
-        length = length + each.double().square().sum().cpu()
-    if not bool((error + length).isfinite()):
-        return  # a unit that is not finite adds 0, and leaves nothing to compare with
-    if bool(error.sqrt() > AGREE * length.sqrt()):
-        ratio = float(error.sqrt() / length.sqrt().clamp_min(1e-12))
-        raise InputError(_unfit(f"opacus, wrong by {ratio:.0%} on this network"))
+    found = getattr(parameter, "grad_sample", None)
+    if found is None:
+        return parameter.new_zeros((units, *parameter.shape))
+    if not isinstance(found, Tensor) or len(found) != units * (rows + lessons):
+        raise InputError(_unfit("opacus, which cannot tell the rows of this network apart"))
+    split = units * rows
+    taught = found[:split].reshape(units, rows, *parameter.shape).sum(dim=1)
+    followed = found[split:].reshape(units, lessons, *parameter.shape).sum(dim=1)
+    return taught + followed
+
+
+def _agree(found: Sequence[Tensor], expected: Sequence[Tensor | None]) -> bool:
+    """Whether one unit's gradients are finite and the same, but for rounding."""
+    error = length = 0.0
+    for one, other in zip(found, expected, strict=True):
+        right = torch.zeros_like(one) if other is None else other
+        error += float((one - right).double().square().sum())
+        length += float(right.double().square().sum())
+    return error <= AGREE**2 * length < float("inf")
 
 
 def _unfit(found: str) -> Problem:

@@ -1,4 +1,4 @@
-"""Which units take part in a private step, and in what portions they fit the memory.
+"""Which units take part in a private step, and with which of their images.
 
 Every unit is drawn on its own with the same public probability (Poisson sampling), which is
 what the accountant assumes: shuffled batches accounted as Poisson ones are unsound (Chua et
@@ -6,11 +6,9 @@ al., arXiv 2403.17673). A unit is drawn once a step, with all its labels, masks 
 images, so that it is clipped once.
 """
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
-from client.batches import Rows
+from client.data.batches import Rows
 from client.privacy.random import SecureRandom
 
 
@@ -28,20 +26,3 @@ def capped(unit: Rows, most: int, random: SecureRandom) -> Rows:
         return unit
     order = np.argsort(random.uniform(len(unit)).numpy(), kind="stable")
     return np.sort(unit[order[:most]])
-
-
-def portions(units: Sequence[Rows], most: int) -> Iterator[list[Rows]]:
-    """Consecutive units with together at most `most` rows.
-
-    A unit is never split: one that is larger makes a portion of its own.
-    """
-    portion: list[Rows] = []
-    rows = 0
-    for unit in units:
-        if portion and rows + len(unit) > most:
-            yield portion
-            portion, rows = [], 0
-        portion.append(unit)
-        rows += len(unit)
-    if portion:
-        yield portion

@@ -38,13 +38,12 @@ class PrivateStep:
     def step(self, materials: Iterable[Material], weights: Weights) -> None:
         """Sum the clipped gradients of every unit, add noise, divide.
 
-        materials: portions of the step's units; none at all is a step of pure noise, which
+        materials: one for each of the step's units; none at all is a step of pure noise, which
         counts like any other.
         """
         # In float64: rounding of a float32 sum could lift one unit's share above the clipping norm.
         total = [torch.zeros_like(p, dtype=torch.float64) for p in self._parameters]
-        for material in materials:
-            self._engine.add_clipped(material, weights, self._clip, total)
+        self._engine.add_clipped(materials, weights, self._clip, total)
         for parameter, clipped in zip(self._parameters, total, strict=True):
             parameter.grad = self._noisy(clipped).to(parameter.dtype)
 

@@ -7,36 +7,30 @@ one loss of a unit. Nothing that this module decides depends on the data: how ma
 is trained and what is divided by are public words of the plan and of `site.yaml`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from client.augment import augment
-from client.batches import Rows, SiteData, group_units, unit_rows
-from client.optimizer import add_proximal_gradient, learning_rate, set_learning_rate
+from client.data.batches import SiteData
+from client.learning.optimizer import add_proximal_gradient, learning_rate, set_learning_rate
+from client.learning.train import DivergedError, NothingToLearnError, at_rest
+from client.learning.unlabelled import strength
 from client.privacy.budget import Asked
 from client.privacy.choose import open_engine
-from client.privacy.material import Material, Weights
+from client.privacy.material import Weights
+from client.privacy.precision import full_precision
 from client.privacy.random import SecureRandom
-from client.privacy.sampling import capped, poisson, portions
 from client.privacy.step import PrivateStep
+from client.privacy.supply import Supply
+from client.privacy.trial import public_units
 from client.settings import SiteSettings
-from client.train import DivergedError, NothingToLearnError, at_rest
-from client.unlabelled import Follower, lacks, may_follow, strength
-from common.findings import FINDINGS
-from common.losses import Targets
 from common.model import MultitaskModel
 from common.plan import Plan
 
-
-def declared_findings(settings: SiteSettings) -> npt.NDArray[np.bool_]:
-    """Which findings the site says that it annotates, (14,) bool: its word, not its data."""
-    return np.array([finding in settings.annotates for finding in FINDINGS])
+# Of the images on which an engine is tried: the smallest that every backbone takes.
+TRIAL_SIZE = 64
+TRIAL_IMAGES = 6  # two units of three, side by side
 
 
 def train_private_round(
@@ -57,7 +51,7 @@ def train_private_round(
     model.train()
     with at_rest(resting), full_precision():
         trained = [p for p in model.parameters() if p.requires_grad]
-        engine = open_engine(settings.engine, model, data.images.device)
+        engine = open_engine(settings.engine, model, data.images.device, settings.physical_batch)
         step = PrivateStep(
             engine,
             trained,
@@ -85,31 +79,32 @@ def train_private_round(
 def check_trainable(model: MultitaskModel, settings: SiteSettings, device: torch.device) -> None:
     """What would stop a private round at once, asked before anything is charged.
 
+    Leaves the model in training mode, in which the round uses the engine: Opacus' hooks see
+    nothing in evaluation mode, in which the scores of the round before left it.
     Raises NothingToLearnError when the site declares nothing of the plan's tasks, and InputError
     when its engine is wrong for the network.
     """
+    model.train()
     heads = [head for head in (model.findings, model.lungs) if head is not None]
     if len(undeclared_heads(model, settings)) == len(heads):
         raise NothingToLearnError(f"site {settings.name} declares nothing that the plan teaches")
-    open_engine(settings.engine, model, device).close()
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions on a GPU in float32 proper, not in TF32, whose mantissa has 10 bits.
-
-    How a convolution is computed may depend on how many images there are. With so few bits one
-    unit more in a step could then change the gradients of others by more than rounding.
-    """
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
+    # Tried on public noise, so that what an engine cannot do shows here, and never later, when
+    # it would tell who was drawn.
+    with at_rest(undeclared_heads(model, settings)), full_precision():
+        engine = open_engine(settings.engine, model, device, TRIAL_IMAGES)
+        total = [
+            torch.zeros_like(p, dtype=torch.float64) for p in model.parameters() if p.requires_grad
+        ]
+        units = public_units(model, (1, TRIAL_SIZE, TRIAL_SIZE))
+        engine.add_clipped(units, Weights(1.0, 1.0, 1.0, 1.0, 1.0), 1.0, total)
+        engine.close()
 
 
 def _steps(
     model: MultitaskModel,
     optimizer: torch.optim.Optimizer,
     step: PrivateStep,
-    supply: "Supply",
+    supply: Supply,
     asked: Asked,
     plan: Plan,
     round_number: int,
@@ -152,65 +147,6 @@ def weights(plan: Plan, rounds_done: float) -> Weights:
         semi.findings_weight,
         semi.lungs_weight,
     )
-
-
-class Supply:
-    """Draws the units of each step and makes them ready, portion by portion."""
-
-    def __init__(
-        self,
-        model: MultitaskModel,
-        data: SiteData,
-        plan: Plan,
-        settings: SiteSettings,
-        random: SecureRandom,
-    ) -> None:
-        self._model, self._data, self._plan, self._random = model, data, plan, random
-        self._portion = max(1, settings.physical_batch // plan.privacy.views)
-        self._units = group_units(data, data.rows("train"), plan.privacy.unit)
-        self._generator = torch.Generator()
-        self._what = may_follow(plan, declared_findings(settings), settings.outlines_lungs)
-        self._follower: Follower | None = None
-        if plan.semi_supervision.mode != "off":
-            self._follower = Follower(model, data, plan, self._what, None, random.seed())
-
-    def step(self, rate: float) -> Iterator[Material]:
-        """The materials of one step; none at all when no unit was drawn."""
-        chosen = poisson(len(self._units), rate, self._random)
-        most = self._plan.privacy.images_per_unit
-        units = [capped(self._units[number], most, self._random) for number in chosen.tolist()]
-        for portion in portions(units, self._portion):
-            yield self._material(portion)
-
-    def follow(self) -> None:
-        """Let the teacher follow the student, after a step. Both are noised: it costs nothing."""
-        if self._follower is not None:
-            self._follower.teacher.follow(self._model)
-
-    def _material(self, units: list[Rows]) -> Material:
-        rows, unit = unit_rows(units)
-        views = self._plan.privacy.views
-        # Seeded by the kernel, never by the plan: with a seed that others know, one unit more
-        # in a step would change in a known way what is drawn for the units after it.
-        self._generator.manual_seed(self._random.seed())
-        batch = self._data.batch(np.repeat(rows, views), np.repeat(unit, views))
-        batch.images, batch.masks = augment(
-            batch.images, batch.masks, batch.lung_rows, self._plan.training.augment, self._generator
-        )
-        planes = self._model.planes(batch.images[batch.lung_rows])
-        strong, targets, strong_planes = self._lesson(rows, unit, len(units))
-        return Material(batch, planes, strong, targets, strong_planes)
-
-    def _lesson(
-        self, rows: Rows, unit: Rows, units: int
-    ) -> tuple[Tensor | None, Targets | None, Tensor | None]:
-        lacking = lacks(self._data, rows, self._what)
-        if self._follower is None or not lacking.any():
-            return None, None, None
-        lesson = self._follower.lesson(rows[lacking], unit[lacking], units)
-        # Plain NCHW, whatever the device likes: see client/resident.py.
-        strong = lesson.strong.clone(memory_format=torch.contiguous_format)
-        return strong, lesson.targets, lesson.planes
 
 
 @dataclass

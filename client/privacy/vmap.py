@@ -5,13 +5,14 @@ units. That is right for every layer that has a batching rule, and PyTorch says 
 none; but it needs memory for all units at once, and random layers are refused.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.nn.utils.rnn import pad_sequence
 
-from client.privacy.engines import clip_and_add_all
-from client.privacy.material import Material, Weights, every_row, losses
+from client.privacy.engines import LoopEngine, clip_and_add_all, groups
+from client.privacy.material import Form, Material, Weights, losses
 from common.losses import Batch, Targets
 from common.model import MultitaskModel, Outputs
 
@@ -19,36 +20,40 @@ Table = dict[str, Tensor]
 
 
 class VmapEngine:
-    """Units that are filled up to the same number of rows, and then taken all at once."""
+    """Units of one form side by side, always the same number of them."""
 
     name = "vmap"
 
-    def __init__(self, model: MultitaskModel) -> None:
-        self._model = model
+    def __init__(self, model: MultitaskModel, most: int) -> None:
+        """most: images in memory at once."""
+        self._model, self._most = model, most
+        self._loop = LoopEngine(model, most)
         self._trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
     def add_clipped(
-        self, material: Material, weights: Weights, clipping_norm: float, total: list[Tensor]
+        self,
+        materials: Iterable[Material],
+        weights: Weights,
+        clipping_norm: float,
+        total: list[Tensor],
     ) -> None:
-        """See Engine."""
-        full = every_row(material)
-        for units in alike(material):
-            table = _batch_table(full, units)
-            if weights.consistency > 0:
-                table |= _strong_table(full, units)
-            gradients = self._gradients(table, weights)
-            clip_and_add_all(list(gradients.values()), clipping_norm, total)
+        """See Engine. What is too large or not finite here is the loop's to decide."""
+        for form, units, count in groups(materials, weights, self._most):
+            left = units
+            if form is not None:
+                gradients = self._gradients(_table(units), form, weights)
+                bad = clip_and_add_all(list(gradients.values()), count, clipping_norm, total)
+                left = [units[number] for number in bad]
+            self._loop.add_clipped(left, weights, clipping_norm, total)
 
-    def _gradients(self, table: Table, weights: Weights) -> Table:
+    def _gradients(self, table: Table, form: Form, weights: Weights) -> Table:
         """Each parameter's gradients, (U, ...), of the units of a table."""
-        # What is decoded must be settled before vmap, where no value may decide anything.
-        decoded = bool(table["outlined"].any()), "asked" in table and bool(table["asked"].any())
 
         def run(trained: Table) -> "_Run":
             return _Run(self._model, trained)
 
         def loss(trained: Table, rows: Table) -> Tensor:
-            return losses(run(trained), _one(rows, *decoded), weights)[0]
+            return losses(run(trained), _one(rows, form), weights)[0]
 
         gradients: Table = vmap(grad(loss), in_dims=(None, 0))(self._trained, table)
         return gradients
@@ -68,100 +73,60 @@ class _Run:
         return outputs
 
 
-def alike(material: Material) -> list[Tensor]:
-    """All unit numbers, in groups of units with similar numbers of rows, the largest first.
-
-    Filled up to its largest unit, a group has about as many rows as the whole material, or less:
-    one patient with many images must not multiply the memory that all others take.
-    """
-    sizes = torch.bincount(material.batch.unit, minlength=material.batch.units)
-    if material.targets is not None:
-        sizes = sizes + torch.bincount(material.targets.unit, minlength=material.batch.units)
-    most, groups = int(sizes.sum()), []
-    left = sizes.argsort(descending=True, stable=True)
-    while len(left):
-        count = max(1, most // max(1, int(sizes[left[0]])))
-        groups.append(left[:count])
-        left = left[count:]
-    return groups
+def _table(units: Sequence[Material]) -> Table:
+    """What units of one form hold, (U, ...) each."""
+    tables = [_values(unit) for unit in units]
+    return {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
 
 
-def _batch_table(full: Material, units: Tensor) -> Table:
-    batch = full.batch
-    assert batch.outlined is not None  # every_row gives it
-    table = {
+def _values(unit: Material) -> Table:
+    batch, targets = unit.batch, unit.targets
+    values: dict[str, Tensor | None] = {
         "images": batch.images,
         "targets": batch.targets,
         "known": batch.known,
         "masks": batch.masks,
-        "outlined": batch.outlined,
+        "planes": unit.planes,
+        "strong": unit.strong,
+        "strong_planes": unit.strong_planes,
     }
-    if full.planes is not None:
-        table["planes"] = full.planes
-    return _filled_up(table, batch.unit, units)
+    if targets is not None:
+        values |= {
+            "findings": targets.findings,
+            "weights": targets.weights,
+            "open": targets.open,
+            "lungs": targets.lungs,
+            "pixels": targets.pixels,
+        }
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _strong_table(full: Material, units: Tensor) -> Table:
-    targets, strong = full.targets, full.strong
-    if targets is None or strong is None or not bool(torch.isin(targets.unit, units).any()):
-        return {}
-    assert targets.asked is not None  # every_row gives it
-    table = {
-        "strong": strong,
-        "findings": targets.findings,
-        "weights": targets.weights,
-        "open": targets.open,
-        "lungs": targets.lungs,
-        "pixels": targets.pixels,
-        "asked": targets.asked,
-    }
-    if full.strong_planes is not None:
-        table["strong_planes"] = full.strong_planes
-    return _filled_up(table, targets.unit, units)
-
-
-def _filled_up(table: Table, unit: Tensor, units: Tensor) -> Table:
-    """Values (B, ...) of rows as (U, K, ...): K rows for each unit, the last of them zeros."""
-    own = [(unit == number).nonzero().squeeze(1) for number in units]
-    rows = pad_sequence(own, batch_first=True, padding_value=-1)
-    filled: Table = {}
-    for name, values in table.items():
-        filled[name] = values[rows.clamp_min(0)]
-        filled[name][rows < 0] = 0
-    return filled
-
-
-def _one(rows: Table, decoded: bool, strong_decoded: bool) -> Material:
-    """One unit's rows of a table as Material. decoded: whether any unit has a mask at all."""
-    unit = torch.zeros(len(rows["images"]), dtype=torch.int64, device=rows["images"].device)
-    everyone = torch.arange(len(unit), device=unit.device)
+def _one(rows: Table, form: Form) -> Material:
+    """One unit's rows of a table as Material."""
+    device = rows["images"].device
     material = Material(
         Batch(
             images=rows["images"],
             targets=rows["targets"],
             known=rows["known"],
-            lung_rows=everyone if decoded else everyone[:0],
+            lung_rows=torch.arange(form.masks, device=device),
             masks=rows["masks"],
-            unit=unit,
+            unit=torch.zeros(form.rows, dtype=torch.int64, device=device),
             units=1,
-            outlined=rows["outlined"],
         ),
         rows.get("planes"),
+        rows.get("strong"),
+        strong_planes=rows.get("strong_planes"),
     )
-    if "strong" not in rows:
-        return material
-    unit = torch.zeros(len(rows["strong"]), dtype=torch.int64, device=unit.device)
-    everyone = torch.arange(len(unit), device=unit.device)
-    material.strong, material.strong_planes = rows["strong"], rows.get("strong_planes")
-    material.targets = Targets(
-        findings=rows["findings"],
-        weights=rows["weights"],
-        open=rows["open"],
-        lung_rows=everyone if strong_decoded else everyone[:0],
-        lungs=rows["lungs"],
-        pixels=rows["pixels"],
-        unit=unit,
-        units=1,
-        asked=rows["asked"],
-    )
+    if form.lessons > 0:
+        material.targets = Targets(
+            findings=rows["findings"],
+            weights=rows["weights"],
+            open=rows["open"],
+            lung_rows=torch.arange(form.asked, device=device),
+            lungs=rows["lungs"],
+            pixels=rows["pixels"],
+            unit=torch.zeros(form.lessons, dtype=torch.int64, device=device),
+            units=1,
+        )
     return material

@@ -1,15 +1,16 @@
-"""The site's privacy report: `privacy.html` to read and sign, `privacy.json` to check."""
+"""The site's privacy report: `privacy.html` to read and sign, `privacy.json` to check.
+
+Never here: a charge, or anything that is sent to the coordinator.
+"""
 
 from pathlib import Path
 
 from client.report.collect import collect
 from client.report.facts import PrivacyFacts
 from client.report.page import render
-from common.checkpoint import write_bytes, write_json
+from common.page import write_page
 
 __all__ = ["PrivacyFacts", "as_json", "collect", "render", "write_report"]
-
-HTML, JSON = "privacy.html", "privacy.json"
 
 
 def as_json(facts: PrivacyFacts) -> dict[str, object]:
@@ -23,7 +24,4 @@ def write_report(facts: PrivacyFacts, out: Path) -> tuple[Path, Path]:
 
     Raises InputError on a failed write.
     """
-    page, data = out / HTML, out / JSON
-    write_bytes(page, render(facts).encode())
-    write_json(data, as_json(facts))
-    return page, data
+    return write_page(out, "privacy", render(facts), as_json(facts))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from client.ledger import Entry, Ledger, LedgerError
+from client.ledger import Entry, Ledger, LedgerError, charge_of, reserves
 from client.privacy.accounting import accountant, epsilon
 from client.report import spend
 from client.report.facts import (
@@ -66,8 +66,8 @@ def _facts(
     folder: SiteFolder, entries: Sequence[Entry], audit: Audit | None, now: datetime
 ) -> PrivacyFacts:
     settings, policy = folder.settings, folder.settings.policy
-    charged = spend.reserves(entries)
-    charges = [spend.charge_of(entry) for entry in charged]
+    charged = reserves(entries)
+    charges = [charge_of(entry) for entry in charged]
     private = [charge for charge in charges if charge.noise_multiplier > 0]
     changes = policy_changes(entries)
     recorded = [entry.body["policy"] for entry in entries if entry.kind == "policy"]
@@ -132,14 +132,17 @@ def refusals(entries: Sequence[Entry]) -> tuple[Refusal, ...]:
 
 def notes(entries: Sequence[Entry]) -> tuple[Note, ...]:
     """Heads that were fitted without noise, and changes of the patients, in order."""
-    found = []
+    found, known = [], ""
     for entry in entries:
         if entry.kind == "serving":
             text = f"plan {entry.body['plan'][:12]}, after round {entry.body['round']}"
             found.append(Note(at=entry.at, kind="serving", text=text))
-        elif entry.kind == "data":
-            text = f"patients {entry.body['dataset'][:12]}"
-            found.append(Note(at=entry.at, kind="data", text=text))
+        elif entry.kind == "reserve":
+            patients = str(entry.body["dataset"])
+            if known not in ("", patients):
+                text = f"patients {patients[:12]}"
+                found.append(Note(at=entry.at, kind="data", text=text))
+            known = patients
     return tuple(found)
 
 
@@ -184,10 +187,10 @@ def read_audit(file: Path) -> Audit | None:
 
 def _chain(entries: Sequence[Entry]) -> Chain:
     first = entries[0]
-    datasets = [e.body["dataset"] for e in entries if e.kind in ("open", "data")]
+    datasets = [str(entry.body["dataset"]) for entry in reserves(entries)]
     return Chain(
         ledger=first.body["ledger"],
-        dataset=datasets[-1],
+        dataset=datasets[-1] if datasets else "",
         opened_at=first.at,
         entries=entries[-1].number,
         head=entries[-1].sha256,

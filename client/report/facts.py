@@ -6,7 +6,7 @@ ledger's charges, never taken from what somebody wrote down. None is "no bound" 
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from client.policy import Policy
 
@@ -100,20 +100,33 @@ class Note(Fact):
 
 
 class Audit(Fact):
-    """An empirical lower bound, from a dry run of the same code on made-up canaries."""
+    """An empirical lower bound, from a dry run of the same code on made-up patients.
+
+    canaries: of an audit of the private step alone. plays: of one against the whole way of an
+    answer, with the mechanism of this ledger. holds: whether it found nothing at all.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     epsilon_lower: float = Field(ge=0.0)
     confidence: float = Field(gt=0.0, lt=1.0)
-    canaries: int = Field(ge=1)
+    canaries: int | None = Field(None, ge=1)
+    plays: int | None = Field(None, ge=1)
     accounted: float = Field(ge=0.0)
+    holds: bool = True
+    leaks: tuple[str, ...] = ()
     at: str
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Audit":
+        if (self.canaries is None) == (self.plays is None):
+            raise ValueError("exactly one of canaries and plays")
+        return self
 
     @property
     def contradicts(self) -> bool:
         """Whether the code leaked more than the accounting allows."""
-        return self.epsilon_lower > self.accounted
+        return not self.holds or self.epsilon_lower > self.accounted
 
 
 class Chain(Fact):

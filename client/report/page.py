@@ -10,7 +10,7 @@ from client.report.plots import alternative, spending
 from common.page import figure_source, render_page
 from common.privacy_words import delta_text, epsilon_text, refusal
 
-TEMPLATE = Path(__file__).parents[1] / "templates" / "privacy.html.j2"
+TEMPLATE = Path(__file__).parent / "templates" / "privacy.html.j2"
 ACTIONS = {"train": "update of a round", "finish": "scores after the last round"}
 
 
@@ -154,7 +154,7 @@ def _chain(facts: PrivacyFacts) -> list[tuple[str, str]]:
         ("Begun (UTC)", _time(chain.opened_at)),
         ("Entries", f"{chain.entries:,}"),
         ("Head (hash of the last entry)", chain.head),
-        ("Patients (hash of their identities)", chain.dataset),
+        ("Patients (hash of their identities)", chain.dataset or "not looked at yet"),
         ("Accountant of this report", facts.accountant),
         ("Accountants when charged", "; ".join(facts.accountants) or "none"),
         *((name, value) for name, value in facts.versions.items()),

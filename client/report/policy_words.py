@@ -22,7 +22,7 @@ def rows(policy: Policy) -> list[tuple[str, str]]:
         "noised": f"one loss a round, noised (σ {policy.metrics_noise:g}) and charged",
     }
     refuse = policy.non_private == "refuse"
-    slot = "no" if policy.reply_slot is None else f"yes, every {policy.reply_slot:g} s"
+    slot = "no" if policy.deadline is None else f"yes, {policy.deadline:g} s after a question"
     return [
         ("Lifetime cap on epsilon", cap),
         ("Delta at which it is meant", delta_text(policy.delta)),
@@ -37,7 +37,19 @@ def rows(policy: Policy) -> list[tuple[str, str]]:
             str(policy.min_cell),
         ),
         ("Is the spending told to the coordinator", "yes" if policy.disclose_spend else "no"),
-        ("Do answers leave at fixed times", slot),
+        ("Do answers to private plans leave at a fixed time", slot),
+        ("Most rounds of a plan", str(policy.max_rounds)),
+        ("Most steps in a round, in all rounds", f"{policy.max_steps}, {policy.max_plan_steps}"),
+        ("Most passes over the data in a round", f"{policy.max_epochs:g}"),
+        ("Most passes to fit heads", str(policy.max_head_epochs)),
+        ("Most patients or images in a step", str(policy.max_batch_size)),
+        (
+            "Most images of a patient, and views of an image, in a step",
+            f"{policy.max_images_per_unit}, {policy.max_views}",
+        ),
+        ("Largest image side, in pixels", str(policy.max_image_size)),
+        ("Most channels of the lung decoder", str(policy.max_decoder_width)),
+        ("Networks that may be trained", ", ".join(policy.backbones)),
         ("Stricter noise generator", "yes" if policy.strict_noise else "no"),
     ]
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.ledger import Entry, Ledger
-from client.policy import check_noise, check_plan
+from client.ledger import Entry, Ledger, charge_of, promised, reserves, rounds_charged
+from client.policy import check_delta, check_noise, check_plan
 from client.privacy.accounting import Charge, epsilon, most_steps
-from client.privacy.budget import Asked, asked, scores_until
+from client.privacy.budget import Asked, asked, declared_units, scores_until
 from client.report import spend
 from client.report.collect import has_ledger
 from client.report.facts import Fact
@@ -117,17 +117,19 @@ def project(folder: SiteFolder, plan: Plan, plan_file: Path) -> Projection:
         raise InputError(Problem(str(plan_file), "key 'privacy.mode'", found, allowed, step))
     needs = asked(plan, settings)
     entries = Ledger(folder.path / settings.ledger).entries() if has_ledger(folder) else []
-    charged = spend.reserves(entries)
-    done = max((e.body["round"] for e in charged if _trains(e, plan)), default=0)
+    done = max(rounds_charged(entries, plan.sha256), default=0)
     left = max(0, needs.rounds - done)
     score = Charge(policy.metrics_noise, 1.0, 1) if policy.metrics == "noised" else None
-    charges = [spend.charge_of(entry) for entry in charged]
+    charges = [charge_of(entry) for entry in reserves(entries)]
     whole = policy.join == "whole-plan" and done == 0
     costs = _Costs(charges, needs, done + 1, score, plan, policy.delta, whole)
-    binds = None if policy.epsilon is None else _binding(costs, left, policy.epsilon)
+    # A plan that must fit as a whole must leave to others what they were promised.
+    kept = promised(entries, plan.sha256, policy.promise_days) if whole else []
+    judged = replace(costs, spent=[*charges, *kept])
+    binds = None if policy.epsilon is None else _binding(judged, left, policy.epsilon)
     fits_steps = None
     if policy.epsilon is not None:
-        fits_steps = most_steps(charges, needs.charge(left), policy.delta, policy.epsilon)
+        fits_steps = most_steps(judged.spent, needs.charge(left), policy.delta, policy.epsilon)
     code, reason = _refusal(folder, plan, needs, entries)
     return Projection(
         site=settings.name,
@@ -154,10 +156,6 @@ def project(folder: SiteFolder, plan: Plan, plan_file: Path) -> Projection:
         refusal_code=code,
         refusal=reason,
     )
-
-
-def _trains(entry: Entry, plan: Plan) -> bool:
-    return bool(entry.body["plan"] == plan.sha256 and entry.body["purpose"] == "training")
 
 
 def _binding(costs: _Costs, left: int, cap: float) -> int | None:
@@ -192,6 +190,7 @@ def _refusal(
     try:
         check_plan(policy, plan)
         check_noise(policy, needs.noise_multiplier)
+        check_delta(policy, plan, declared_units(folder.settings, plan))
     except RefusedError as error:
         return error.code, str(error)
     if entries and entries[0].body["unit"] != needs.unit:

@@ -36,9 +36,8 @@ def describe(entry: Entry) -> str:
     if entry.kind == "refused":
         return f"{body['action']} round {body['round']}: {body['code']}"
     if entry.kind == "open":
-        return f"unit {body['unit']}, patients {body['dataset'][:12]}"
-    if entry.kind == "data":
-        return f"patients {body['dataset'][:12]}"
+        plays = ", simulated: it protects nobody" if body["simulated"] else ""
+        return f"unit {body['unit']}{plays}"
     if entry.kind == "serving":
         return f"heads fitted without noise after round {body['round']}"
     if entry.kind == "policy":

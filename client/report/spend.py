@@ -3,22 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from client.ledger import Entry
-from client.privacy.accounting import Charge, epsilon
+from client.ledger import Entry, charge_of, reserves
+from client.privacy.accounting import epsilon
 from client.report.facts import Mechanism, Point, Run
 
 MOST_POINTS = 48  # epsilon takes up to half a second each, and a page shows no more
-
-
-def reserves(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries that charge something, in order."""
-    return [entry for entry in entries if entry.kind == "reserve"]
-
-
-def charge_of(entry: Entry) -> Charge:
-    """What a "reserve" entry charges."""
-    body = entry.body
-    return Charge(body["noise_multiplier"], body["sampling_rate"], body["steps"])
 
 
 def finite(value: float) -> float | None:

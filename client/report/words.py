@@ -215,19 +215,23 @@ def audit_text(facts: PrivacyFacts) -> str:
     if audit is None:
         return (
             "Not here: no audit result lies in this site’s reports. To make one: consilium-sim "
-            "audit --out SITE-FOLDER/reports/audit.json. It is a dry run with made-up canaries; it "
-            "tries to catch faults of noise or clipping and spends no budget."
+            "audit --site SITE-FOLDER --out SITE-FOLDER/reports/audit.json. It attacks the code "
+            "with this ledger’s mechanism, on made-up patients, and spends no budget."
         )
     share = f"{100 * audit.confidence:g} %"
+    what = f"with {audit.canaries or 0:,} made-up canaries"
+    if audit.plays is not None:
+        what = f"as this ledger was charged, attacked {audit.plays:,} times with made-up patients"
+    found = f"It found: {'; '.join(audit.leaks)}. " if audit.leaks else ""
     text = (
-        f"A dry run of the same code with {audit.canaries:,} made-up canaries on {audit.at[:10]} "
+        f"A dry run of the same code {what} on {audit.at[:10]} "
         f"shows with {share} confidence that its epsilon is at least {audit.epsilon_lower:.3f}. "
         f"Accounted for it were {epsilon_text(audit.accounted)}. "
     )
     if audit.contradicts:
         return text + (
-            "The code leaked more than it accounted for: do not rely on this report before that is "
-            "explained."
+            f"{found}The code leaked more than it accounted for: do not rely on this report before "
+            "that is explained."
         )
     return text + (
         "The first does not exceed the second, so no fault was found. A lower bound can show a "
@@ -242,9 +246,9 @@ def limits(facts: PrivacyFacts) -> list[str]:
         "a larger delta."
     )
     clock = (
-        "Answers leave at fixed times (policy: reply_slot)."
-        if facts.policy.reply_slot is not None
-        else "How long the site takes to answer is not hidden: the policy sets no fixed times."
+        "Every answer to a private plan leaves at a fixed time after it came (deadline)."
+        if facts.policy.deadline is not None
+        else "How long the site takes to answer is not hidden: the policy sets no deadline."
     )
     return [
         *([several] if facts.unit == "image" else []),

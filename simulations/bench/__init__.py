@@ -2,6 +2,7 @@
 
 simulations/bench/gpu.py has the rows for a GPU; it runs by itself (`python -m`), and so this
 package loads what the other rows need only when they are asked for.
+Never here: code that a user's run needs.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from client.cache import build_cache
+from client.data.cache import build_cache
 from simulations.bench.material import Material, Scale
 from simulations.bench.timing import Goal, Row, cores, interleave, quotients, row
 

@@ -15,14 +15,15 @@ from common.findings import FINDINGS
 from common.model import build_model
 from common.parameters import shared_layout
 from common.plan import Plan
-from common.sections import EvaluationPlan, FederationPlan, SimulationPlan
+from common.sections import EvaluationPlan, FederationPlan
+from common.simulated import SimulationPlan
 from common.update import SCHEMA, Broadcast, Update
 from common.wire import Parcel, Wire, pack_broadcast, pack_update
 from simulations.bench.learner import bench_plan, make_learner, round_by_hand
 from simulations.bench.material import Material, Scale
 from simulations.bench.timing import Goal, Row, cores, row
-from simulations.prepare import write_site
-from simulations.runtime import run_simulation
+from simulations.experiment.prepare import write_site
+from simulations.flower.runtime import run_simulation
 
 ROUND = Goal("<=", 1.1)
 TRAFFIC: dict[Wire, Goal] = {"bf16": Goal("<=", 2.02), "fp32": Goal("<=", 4.02)}

@@ -1,7 +1,7 @@
 """Rows 1, 4 and 10 on a GPU, without Flower and Opacus: python -m simulations.bench.gpu
 
 DenseNet-121 at 224 px, findings only, on synthetic pixels that lie on the GPU as one uint8
-array, as `client.batches` keeps a site's cache there. "Fast" is what a site does on a GPU:
+array, as `client.data.batches` keeps a site's cache there. "Fast" is what a site does on a GPU:
 bf16 autocast, NHWC memory and torch.compile.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from client.batches import SiteData
+from client.data.batches import SiteData
 from common.checkpoint import write_json
 from common.errors import ConsiliumError, InputError, Problem
 from common.sections import Backbone, TasksPlan
@@ -113,9 +113,11 @@ def _speed(learner: Learner, eager: Learner, data: SiteData, repeats: int, about
     images = float((training.local_steps or 0) * training.batch_size)
     ours, fp32 = seconds["ours"], "eager fp32 with PyTorch's default precision settings"
     rates = [images / each for each in ours]
-    kept = f"{about}; client.train.train_round against the loop by hand, fast on both sides"
-    speed = f"{about}; client.train.train_round, fast"
-    gain = f"{about}; client.train.train_round, fast, against the loop by hand, {fp32}"
+    kept = (
+        f"{about}; client.learning.train.train_round against the loop by hand, fast on both sides"
+    )
+    speed = f"{about}; client.learning.train.train_round, fast"
+    gain = f"{about}; client.learning.train.train_round, fast, against the loop by hand, {fp32}"
     by_hand = quotients(seconds["hand"], ours)
     return [
         row(4, "our local training / minimal loop", by_hand, "", BOOKKEEPING, kept),

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from client.nih import read_list, read_table
-from common.bootstrap import auroc_table
+from client.data.tables import read_list, read_table
+from common.bootstrap import bootstrap
 from common.findings import FINDINGS
 from simulations.bench.material import Material, Scale
 from simulations.bench.timing import Goal, Row, interleave, row
@@ -47,7 +47,8 @@ def bootstrapping(material: Material, repeats: int) -> list[Row]:
     generator = np.random.default_rng(0)
     scores = (targets + generator.standard_normal(targets.shape)).astype(np.float32)
     seconds = interleave(
-        {"table": lambda: auroc_table(targets, scores, patients, scale.resamples)}, repeats
+        {"table": lambda: bootstrap(targets, scores, patients, scale.resamples).auroc.scores()},
+        repeats,
     )["table"]
     note = (
         f"{len(patients):,} images of {len(np.unique(patients)):,} patients ({source}), "

@@ -1,8 +1,8 @@
 """A model with what trains it, and the training loop that one would write by hand.
 
-The loop is the yardstick for `client.train.train_round`: the same maths on the same batches
-in plain PyTorch, without units, schedules, proximal terms or reports. The two end with the
-same parameters up to rounding (a test says so).
+The loop is the yardstick for `client.learning.train.train_round`: the same maths on the same
+batches in plain PyTorch, without units, schedules, proximal terms or reports. The two end with
+the same parameters up to rounding (a test says so).
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.augment import augment
-from client.batches import Pixels, SiteData, Stream, group_units, training_batches
-from client.optimizer import make_optimizer
-from client.train import round_seed, train_round
+from client.data.augment import augment
+from client.data.batches import Pixels, SiteData, Stream, group_units, training_batches
+from client.learning.optimizer import make_optimizer
+from client.learning.train import round_seed, train_round
 from common.findings import FINDINGS
 from common.losses import Batch
 from common.model import MultitaskModel, build_model
@@ -78,7 +78,7 @@ def make_learner(
     """Build the plan's model and optimizer as a site does; see `Learner` for `fast`."""
     model = build_model(plan).to(device)
     if fast:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
     optimizer = make_optimizer(model, plan.training)
     return Learner(plan, model.train(), forward, optimizer, device, fast)
@@ -136,7 +136,7 @@ def round_by_hand(learner: Learner, data: SiteData, round_number: int) -> None:
 
 
 def round_of_ours(learner: Learner, data: SiteData, round_number: int) -> None:
-    """The same round through `client.train.train_round`."""
+    """The same round through `client.learning.train.train_round`."""
     model, forward, optimizer = learner.model, learner.forward, learner.optimizer
     train_round(model, forward, optimizer, data, learner.plan, round_number, SITE)
 

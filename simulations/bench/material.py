@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.batches import SiteData, select
-from client.cache import Cache, build_cache
-from client.nih import Archive, find_table, open_archive
+from client.data.batches import SiteData, select
+from client.data.cache import Cache, build_cache
+from client.data.nih import Archive, open_archive
+from client.data.tables import find_table
 from common.findings import FINDINGS
 from common.sections import Backbone
 from simulations.bench.timing import cores

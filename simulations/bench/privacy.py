@@ -15,7 +15,7 @@ import torch
 
 from client.privacy.engines import LoopEngine
 from client.privacy.material import Material as Units
-from client.privacy.material import Weights
+from client.privacy.material import Weights, apart
 from client.privacy.random import SecureRandom
 from client.privacy.step import PrivateStep
 from common.errors import ConsiliumError
@@ -71,12 +71,12 @@ def step_of(kind: Kind, backbone: Backbone, size: int, batch: int) -> Work:
 
 def _private(learner: Learner, batch: Batch) -> Work:
     trained = [p for p in learner.model.parameters() if p.requires_grad]
-    engine = LoopEngine(learner.model)
+    engine = LoopEngine(learner.model, batch.units)
     private = PrivateStep(engine, trained, SecureRandom(), CLIP, NOISE, batch.units)
     weights = Weights(findings=1.0, lungs=0.0)
 
     def work() -> None:
-        private.step([Units(batch)], weights)
+        private.step(apart(Units(batch)), weights)
         learner.optimizer.step()
 
     return work

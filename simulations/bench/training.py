@@ -55,7 +55,7 @@ def bookkeeping(material: Material, repeats: int) -> list[Row]:
     seconds = interleave(compared_rounds(learner, data), repeats)
     note = (
         f"{_network(scale)}, findings and lungs, {_masks(scale)} of {scale.batch_size} images "
-        "with a mask: client.train.train_round against simulations/bench/learner.py:"
+        "with a mask: client.learning.train.train_round against simulations/bench/learner.py:"
         "round_by_hand, which gathers, augments and steps alike and ends with the same "
         f"parameters; {_speed(scale, seconds['ours'])} with ours"
     )

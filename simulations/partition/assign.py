@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from common.errors import PartitionError, Problem
-from common.sections import PartitionPlan
+from common.simulated import PartitionPlan
 from simulations.partition.labels import hide_labels, label_problems, share_findings
 from simulations.partition.patients import describe_patients
 from simulations.partition.result import Partition, cannot, stream

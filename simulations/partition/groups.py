@@ -1,12 +1,15 @@
 """Hospitals that a file gives: the scheme `hospitals`."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from common.errors import PartitionError, Problem
+from client.data.tables.csv_file import read_csv
+from client.data.tables.identity import patient_column
+from common.errors import DataError, PartitionError, Problem
 from simulations.partition.result import cannot
 
 COLUMNS = ("Patient ID", "Hospital")
@@ -18,51 +21,63 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 def read_groups(path: Path) -> dict[str, str]:
     """Patient -> hospital from a CSV file with the columns `Patient ID` and `Hospital`.
 
-    Leading zeros of a patient number are dropped, as in the label table.
+    Patients are spelled as in the label table (`client.data.tables.identity`). Other columns are
+    passed over.
 
-    Raises PartitionError with every fault: unreadable file, missing column, empty cell,
-    hospital name that is no folder name, patient in two hospitals.
+    Raises PartitionError with every fault: unreadable or empty file, missing column, spelling of
+    a patient that is refused, hospital name that is no folder name, two names that differ in
+    case alone, patient in two hospitals.
     """
     file = str(path)
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PartitionError(
-            Problem(file, "", reason, "a readable CSV file", "Check the path and the file.")
-        ) from None
-    missing = [column for column in COLUMNS if column not in frame.columns]
-    if missing:
-        allowed = "the columns " + " and ".join(COLUMNS)
-        found = "the columns " + ", ".join(map(str, frame.columns))
+        table = read_csv(path, COLUMNS)
+    except DataError as error:
+        raise PartitionError(error.problems) from None
+    if any(table.header.count(column) != 1 for column in COLUMNS):
+        allowed = "the columns " + " and ".join(COLUMNS) + ", once each"
+        found = "the columns " + ", ".join(table.header)
         raise PartitionError(Problem(file, "header", found, allowed, "Rename the columns."))
+    if not table.lines:
+        allowed, step = "a row for every patient", "Complete the file, or remove it."
+        raise PartitionError(Problem(file, "", "0 rows, a header alone", allowed, step))
+    cells = [table.columns[table.header.index(column)] for column in COLUMNS]
+    patients = patient_column(file, table.lines, cells[0])
+    hospitals = [hospital.strip() for hospital in cells[1]]
+    problems = patients.problems + _name_problems(file, table.lines, hospitals)
     groups: dict[str, str] = {}
-    problems = []
-    patients = frame[COLUMNS[0]].str.strip().str.replace(r"^0+(?=\d+$)", "", regex=True)
-    pairs = zip(patients, frame[COLUMNS[1]].str.strip(), strict=True)
-    for row, (patient, hospital) in enumerate(pairs, start=2):
-        problem = _row_problem(file, row, patient, hospital, groups)
-        if problem:
-            problems.append(problem)
-        groups[patient] = hospital
+    for line, patient, hospital in zip(table.lines, patients.ids, hospitals, strict=True):
+        first = groups.setdefault(patient, hospital)
+        if patient and first != hospital:
+            found = f"patient {patient} in {first} and in {hospital}"
+            allowed, step = "one hospital a patient", "Choose one of them."
+            problems.append(Problem(file, f"row {line}", found, allowed, step))
     if problems:
         raise PartitionError(problems)
     return groups
 
 
-def _row_problem(
-    file: str, row: int, patient: str, hospital: str, groups: Mapping[str, str]
-) -> Problem | None:
-    at = f"row {row}"
-    if not patient:
-        return Problem(file, at, "no patient", "a patient identifier", "Fill the cell.")
-    if not NAME.fullmatch(hospital):
-        allowed = "letters, digits, - and _ (it becomes a folder)"
-        return Problem(file, at, f"the hospital {hospital!r}", allowed, "Rename the hospital.")
-    if groups.get(patient, hospital) != hospital:
-        found = f"patient {patient} in {groups[patient]} and in {hospital}"
-        return Problem(file, at, found, "one hospital a patient", "Choose one of them.")
-    return None
+def _name_problems(file: str, lines: list[int], hospitals: list[str]) -> list[Problem]:
+    """Hospitals that cannot become folders of their own, each once, where it first stands."""
+    first_line = dict(zip(reversed(hospitals), reversed(lines), strict=True))
+    folders: dict[str, str] = {}
+    problems = []
+    for hospital, count in Counter(hospitals).items():
+        at = f"row {first_line[hospital]}"
+        rows = f"in {count} rows" if count > 1 else "in this row"
+        if not NAME.fullmatch(hospital):
+            found = f"the hospital {hospital!r} ({rows})" if hospital else f"no hospital ({rows})"
+            allowed = "1 to 64 of A-Z, a-z, 0-9, - and _ (it becomes a folder)"
+            problems.append(Problem(file, at, found, allowed, "Rename the hospital."))
+            continue
+        first = folders.setdefault(hospital.casefold(), hospital)
+        if first != hospital:
+            found = f"the hospital {hospital!r} ({rows}) beside {first!r}"
+            allowed, step = (
+                "names that differ in more than case",
+                "Rename one, or write both alike.",
+            )
+            problems.append(Problem(file, at, found, allowed, step))
+    return problems
 
 
 def group_problems(

@@ -5,7 +5,7 @@ import pandas as pd
 
 from common.errors import Problem
 from common.findings import FINDINGS
-from common.sections import PartitionPlan
+from common.simulated import PartitionPlan
 from simulations.partition.result import cannot
 
 

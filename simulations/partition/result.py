@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import Problem
-from common.sections import PartitionPlan
+from common.simulated import PartitionPlan
 
 # One stream a step: a change of one setting then leaves the draws of the other steps alone.
 STREAMS = ("strata", "shares", "pool", "test", "carve", "sizes", "val", "labels", "findings")

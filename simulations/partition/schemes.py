@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from common.errors import Problem
-from common.sections import CaseMix, PartitionPlan
+from common.simulated import CaseMix, PartitionPlan
 from simulations.partition.groups import group_problems, hospital_names
 from simulations.partition.patients import rarest_finding
 from simulations.partition.result import cannot, stream

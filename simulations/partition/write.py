@@ -1,21 +1,25 @@
 """Hospitals on disk: one site folder each, as a deployed site has it."""
 
+import io
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from common.checkpoint import write_bytes
 from common.errors import PartitionError, Problem
 from simulations.partition.report import draw_summary, summary
 from simulations.partition.result import Partition
 
 ROWS = "rows.parquet"
+OVERVIEW = ("partition.json", "partition.png")
 
 
 def write_sites(
@@ -59,7 +63,7 @@ def write_sites(
             }
             _write_site(draft / name, settings, rows)
         partition.test.to_parquet(draft / "global_test.parquet", index=False)
-        _write_overview(partition, draft)
+        write_overview(partition, overview(partition), draft)
         os.replace(draft, out)
     except OSError as error:
         raise PartitionError(_unwritable(out, error)) from None
@@ -83,25 +87,35 @@ def _write_site(folder: Path, settings: dict[str, object], rows: pd.DataFrame) -
     rows[["image", "split", "labelled"]].to_parquet(folder / ROWS, index=False)
 
 
-def _write_overview(partition: Partition, folder: Path) -> None:
+def overview(partition: Partition) -> dict[str, Any]:
+    """What each hospital got and what the test holds, ready for JSON; undefined is None."""
     frame = summary(partition, partition.table)
-    lines = json.loads(frame.to_json(orient="index"))  # NaN and <NA> become null
-    *hospitals, test = lines.items()
-    overview = {
+    *hospitals, test = json.loads(frame.to_json(orient="index")).items()  # NaN and <NA>: null
+    return {
         "seed": partition.seed,
         "spec": partition.spec.model_dump(mode="json"),
         "sites": {
-            name: line | {"annotates": partition.annotates[name]} for name, line in hospitals
+            name: line | {"annotates": list(partition.annotates[name])} for name, line in hospitals
         },
         "test": test[1] | {"by_site": partition.test["site"].value_counts().to_dict()},
         "left_out": partition.left_out["reason"].value_counts().to_dict(),
     }
-    text = json.dumps(overview, indent=2, allow_nan=False)
-    (folder / "partition.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_overview(partition: Partition, value: Mapping[str, Any], folder: Path) -> None:
+    """Write partition.json, which holds `value`, and the figure partition.png into a folder.
+
+    Each atomically. Raises InputError when one cannot be written.
+    """
+    # As it is ordered: hospitals and findings have an order of their own.
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_bytes(folder / OVERVIEW[0], text.encode())
     title = f"What each hospital got: {partition.spec.scheme}, seed {partition.seed}"
-    figure = draw_summary(frame, title)
+    figure = draw_summary(summary(partition, partition.table), title)
     FigureCanvasAgg(figure)
-    figure.savefig(folder / "partition.png", dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    write_bytes(folder / OVERVIEW[1], picture.getvalue())
 
 
 def _unwritable(out: Path, error: OSError) -> Problem:

@@ -1,1 +1,4 @@
-"""Privacy before and beside the training: what a plan would cost, and whether the step holds."""
+"""Privacy before and beside the training: what a plan would cost, and whether the step holds.
+
+Never here: the accounting itself (client/privacy).
+"""

@@ -21,15 +21,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client.batches import Rows
+from client.data.batches import Rows
 from client.privacy.accounting import Charge, accountant, epsilon
-from client.privacy.choose import EngineName, open_engine
-from client.privacy.material import Material, Weights
+from client.privacy.choose import open_engine
+from client.privacy.material import Material, Weights, apart
 from client.privacy.random import SecureRandom
 from client.privacy.sampling import poisson
 from client.privacy.step import PrivateStep
+from client.settings import EngineName
 from common.encoder import Encoder
-from common.errors import ConsiliumError, InputError, Problem
+from common.errors import InputError, Problem
 from common.findings import FINDINGS
 from common.losses import Batch
 from common.model import MultitaskModel
@@ -41,12 +42,6 @@ CONFIDENCE = 0.95
 LOUDNESS = 60.0  # a canary's gradient / clipping norm, before clipping
 PORTION = 128  # canaries in memory at a time
 MOST_CANARIES, MOST_STEPS = 20_000, 10_000
-
-
-class AuditFailedError(ConsiliumError):
-    """The audit proved more leakage than the accountant allows."""
-
-    code = "audit-failed"
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ def audit_model(canaries: int) -> MultitaskModel:
 
 
 def canary_portions(audit: Audit, taken: Rows) -> Iterator[Material]:
-    """The canaries `taken`, (U,) int64, as portions of annotated units.
+    """The canaries `taken`, (U,) int64, as annotated units.
 
     One pixel is lit, one finding is annotated, and it is present. At the head's initial bias the
     gradient is then at least about `LOUDNESS` clipping norms, and as many times longer along
@@ -122,7 +117,7 @@ def canary_portions(audit: Audit, taken: Rows) -> Iterator[Material]:
         masks = torch.zeros(0, 1, 1, audit.canaries)
         unit = torch.arange(units)
         batch = Batch(images, targets, known.bool(), nothing, masks, unit, units)
-        yield Material(batch)
+        yield from apart(Material(batch))
 
 
 def released(audit: Audit, included: npt.NDArray[np.bool_]) -> tuple[Tensor, str]:
@@ -134,7 +129,7 @@ def released(audit: Audit, included: npt.NDArray[np.bool_]) -> tuple[Tensor, str
     """
     model, random = audit_model(audit.canaries), SecureRandom()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    engine = open_engine(audit.engine, model, CPU)
+    engine = open_engine(audit.engine, model, CPU, PORTION)
     batch = max(1, round(audit.sampling_rate * audit.canaries))
     step = PrivateStep(engine, trained, random, audit.clipping_norm, audit.noise_multiplier, batch)
     weights = Weights(findings=1.0, lungs=0.0)

@@ -5,8 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common.checkpoint import write_bytes, write_json
-from common.page import figure_source, render_page
+from common.page import figure_source, render_page, write_page
 from simulations.privacy.planner import MOST_PLANS, Answer, Choice
 from simulations.privacy.plots import noise_figure, spending_figure
 
@@ -81,7 +80,5 @@ def over_cap(answer: Answer, choice: Choice) -> bool:
 
 def write_answer(answer: Answer, folder: Path) -> Path:
     """Write privacy-plan.html and privacy-plan.json. Returns the page's path."""
-    page = folder / "privacy-plan.html"
-    write_bytes(page, render(answer).encode())
-    write_json(folder / "privacy-plan.json", answer.to_json())
+    page, _ = write_page(folder, "privacy-plan", render(answer), answer.to_json())
     return page

@@ -23,21 +23,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from client.batches import SiteData, select
-from client.cache import open_cache
-from client.cache.store import table_digest
-from client.evaluate import Heads, Predictions, predict
-from client.site import Site, pick_device
-from common.checkpoint import read_arrays, read_json, write_arrays, write_json
+from client.data.batches import SiteData, select
+from client.data.cache import open_cache
+from client.data.cache.store import table_digest
+from client.learning.evaluate import Heads, Predictions, predict
+from client.site import Site
+from client.ward import pick_device
+from common.checkpoint import read_arrays, read_object, write_arrays, write_json
 from common.errors import ConsiliumError
 from common.findings import FINDINGS
 from common.model import MultitaskModel, build_model
 from common.parameters import load_flat, shared_layout
 from common.plan import Plan
 from server.run_folder import BEST, LATEST, read_encoder
-from simulations.baselines import train_alone, worker_pool
-from simulations.prepare import write_site
-from simulations.results import personal_model
+from simulations.experiment.baselines import train_alone, worker_pool
+from simulations.experiment.prepare import write_site
+from simulations.experiment.results import personal_model
 from simulations.study.federate import train_together
 
 VERSION = 1  # raise it when the same cell would give other results: all are then done again
@@ -50,7 +51,7 @@ class SiteRows:
     """What one site may use.
 
     rows: image, split, labelled, masked, and optional bool columns named by findings, as
-    `client.batches.select` reads them. annotates: the findings that the site annotates.
+    `client.data.batches.select` reads them. annotates: the findings that the site annotates.
     """
 
     rows: pd.DataFrame
@@ -195,11 +196,11 @@ def _keys(cells: Sequence[Cell], tests: Sequence[TestSet], cache: Path) -> dict[
 
 
 def _finished(place: Path, key: str) -> bool:
-    return (place / OUTCOME).exists() and read_json(place / OUTCOME)["key"] == key
+    return (place / OUTCOME).exists() and read_object(place / OUTCOME, key=str)["key"] == key
 
 
 def _read(place: Path) -> Outcome:
-    arrays, facts = read_arrays(place / ARRAYS), read_json(place / OUTCOME)
+    arrays, facts = read_arrays(place / ARRAYS), read_object(place / OUTCOME)
     parts: dict[str, dict[str, Any]] = {"logits": {}, "dice": {}, "iou": {}}
     for name, value in arrays.items():
         kind, _, test = name.partition("/")
@@ -229,7 +230,7 @@ def _do(cell: Cell, key: str, tests: Sequence[TestSet], cache: Path, place: Path
 
 
 def _begun(place: Path, key: str) -> bool:
-    return (place / KEY_FILE).exists() and read_json(place / KEY_FILE)["key"] == key
+    return (place / KEY_FILE).exists() and read_object(place / KEY_FILE, key=str)["key"] == key
 
 
 def _write_site(folder: Path, cell: Cell, name: str, cache: Path) -> Path:

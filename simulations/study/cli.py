@@ -12,21 +12,23 @@ import typer
 from rich.console import Console
 
 from common.plan import Plan, load_plan, plan_from_json
-from simulations.options import (
+from simulations.experiment.options import (
     AsJson,
     DataOption,
     MasksOption,
     SkipBad,
     output,
+    print_remarks,
     refuse_with_resume,
     required,
     resumable,
 )
 
 if TYPE_CHECKING:  # torch is loaded only by the command that needs it
-    from simulations.prepare import Prepared
+    from simulations.experiment.prepare import Prepared
 
 Result = dict[str, Any]
+Before = dict[str, Any] | None  # what an earlier command was asked; None without --resume
 Out = Annotated[
     Path | None, typer.Option(help="folder of the study; a second start does what is left")
 ]
@@ -69,91 +71,91 @@ class Study:
     show: Callable[[Result, Path, Console], None]
 
 
-def ablate(
-    spec_file: Annotated[
-        Path | None, typer.Argument(metavar="SPEC", help="rows, budgets, seeds and plan (YAML)")
-    ] = None,
-    data: DataOption = None,
-    masks: MasksOption = None,
-    out: Out = None,
-    resume: Resume = None,
-    workers: Workers = None,
-    skip_bad: SkipBad = False,
-    as_json: AsJson = False,
-) -> None:
+# What is to be done: from the file in Given, or from what was asked before (with --resume).
+Reader = Callable[[Given, Before], Study]
+
+
+def _command(argument: str, about: str) -> Callable[[Reader], Callable[..., None]]:
+    """Make a command of a function that reads what is to be done: every study has these options.
+
+    argument: the name of its file; about: what is in it. The command has name and help from the
+    function.
+    """
+
+    def make(read: Reader) -> Callable[..., None]:
+        def command(
+            file: Annotated[Path | None, typer.Argument(metavar=argument, help=about)] = None,
+            data: DataOption = None,
+            masks: MasksOption = None,
+            out: Out = None,
+            resume: Resume = None,
+            workers: Workers = None,
+            skip_bad: SkipBad = False,
+            as_json: AsJson = False,
+        ) -> None:
+            given = Given(file, data, masks, out, resume, workers, skip_bad, as_json)
+            _conduct(command.__name__, argument, given, read)
+
+        command.__name__, command.__doc__ = read.__name__, read.__doc__
+        return command
+
+    return make
+
+
+@_command("SPEC", "rows, budgets, seeds and plan (YAML)")
+def ablate(given: Given, asked: Before) -> Study:
     """Which part of the method helps? Train with and without each, and compare."""
     from simulations.study.ablation.report import print_result, write_ablation
     from simulations.study.ablation.run import run_ablation
-    from simulations.study.ablation.spec import as_json as spec_values
-    from simulations.study.ablation.spec import load_spec, spec_from_json
+    from simulations.study.ablation.spec import as_json, load_spec, spec_from_json
 
-    def study(asked: dict[str, Any] | None) -> Study:
-        if asked is None:
-            spec = load_spec(required(spec_file, "SPEC", "See simulations/studies."))
-        else:
-            spec = spec_from_json(json.dumps(asked), str(resume))
-        return Study(
-            f"study {spec.name}",
-            spec.name,
-            spec.plan,
-            spec_values(spec),
-            lambda prepared, folder, at_once, console: run_ablation(
-                spec, prepared, folder, at_once, console
-            ),
-            write_ablation,
-            print_result,
-        )
-
-    given = Given(spec_file, data, masks, out, resume, workers, skip_bad, as_json)
-    _conduct("ablate", "SPEC", given, study)
+    if asked is None:
+        spec = load_spec(required(given.file, "SPEC", "See simulations/studies."))
+    else:
+        spec = spec_from_json(json.dumps(asked), str(given.resume))
+    return Study(
+        f"study {spec.name}",
+        spec.name,
+        spec.plan,
+        as_json(spec),
+        lambda prepared, folder, at_once, console: run_ablation(
+            spec, prepared, folder, at_once, console
+        ),
+        write_ablation,
+        print_result,
+    )
 
 
-def tasks(
-    plan_file: Annotated[
-        Path | None, typer.Argument(metavar="PLAN", help="plan file (YAML)")
-    ] = None,
-    data: DataOption = None,
-    masks: MasksOption = None,
-    out: Out = None,
-    resume: Resume = None,
-    workers: Workers = None,
-    skip_bad: SkipBad = False,
-    as_json: AsJson = False,
-) -> None:
+@_command("PLAN", "plan file (YAML)")
+def tasks(given: Given, asked: Before) -> Study:
     """Is one network for all tasks as good as one for each, and what does it save?"""
     from simulations.study.tasks.report import print_tasks, write_tasks
     from simulations.study.tasks.run import check_plan, run_tasks
 
-    def study(asked: dict[str, Any] | None) -> Study:
-        if asked is None:
-            plan = load_plan(required(plan_file, "PLAN", "See simulations/plans."))
-            check_plan(plan)
-        else:
-            plan = plan_from_json(json.dumps(asked))
-        return Study(
-            f"plan {plan.name}",
-            plan.name,
-            plan,
-            plan.model_dump(mode="json"),
-            lambda prepared, folder, at_once, console: run_tasks(plan, prepared, at_once, console),
-            write_tasks,
-            print_tasks,
-        )
-
-    given = Given(plan_file, data, masks, out, resume, workers, skip_bad, as_json)
-    _conduct("tasks", "PLAN", given, study)
+    if asked is None:
+        plan = load_plan(required(given.file, "PLAN", "See simulations/plans."))
+        check_plan(plan)
+    else:
+        plan = plan_from_json(json.dumps(asked))
+    return Study(
+        f"plan {plan.name}",
+        plan.name,
+        plan,
+        plan.model_dump(mode="json"),
+        lambda prepared, folder, at_once, console: run_tasks(plan, prepared, at_once, console),
+        write_tasks,
+        print_tasks,
+    )
 
 
-def _conduct(
-    kind: str, argument: str, given: Given, study: Callable[[dict[str, Any] | None], Study]
-) -> None:
+def _conduct(kind: str, argument: str, given: Given, read: Reader) -> None:
     """Open or reopen a study folder, do what is left, write, print.
 
-    study: reads the file that was given, or, with `--resume`, what was asked before.
-    Exits with 1 when a cell failed.
+    read: says what is to be done, from the file that was given, or, with `--resume`, from what
+    was asked before. Exits with 1 when a cell failed.
     """
-    from simulations.baselines import side_by_side
-    from simulations.experiment import Request
+    from simulations.experiment.baselines import side_by_side
+    from simulations.experiment.folder import Request
     from simulations.study.folder import at_work, open_study, prepare_study, reopen_study
 
     started = time.monotonic()
@@ -163,9 +165,9 @@ def _conduct(
             refuse_with_resume(extra | {"--out": given.out})
             asked, request = reopen_study(given.resume, kind)
             request = replace(request, skip_bad=request.skip_bad or given.skip_bad)
-            todo, folder = study(asked), given.resume
+            todo, folder = read(given, asked), given.resume
         else:
-            todo = study(None)
+            todo = read(given, None)
             stamp = time.strftime("%Y%m%d-%H%M%S")
             folder = given.out or Path("runs") / f"{todo.name}-{stamp}"
             request = Request(given.data, given.masks, given.skip_bad)
@@ -181,9 +183,11 @@ def _conduct(
                 "command": command_line(kind, given),
                 "date": time.strftime("%Y-%m-%d"),
                 "seconds": round(time.monotonic() - started, 1),
+                "remarks": list(prepared.remarks),
             }
             page = todo.write(result, folder)
         todo.show(result, page, console)
+        print_remarks(prepared.remarks, console)
     if given.as_json:
         typer.echo(json.dumps(result, allow_nan=False))
     if result["failed"]:

@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from client.cache import Cache, build_cache, open_cache
-from client.cache.store import MANIFEST
-from client.nih import Archive
-from client.nih.lists import empty_boxes
+from client.data.cache import Cache, build_cache, open_cache
+from client.data.cache.store import MANIFEST
+from client.data.nih import Archive
+from client.data.tables.lists import empty_boxes
 from simulations.phantom.acquisition import Unit
 from simulations.phantom.fields import blur, noise, single
 
-# Tone, contrast, focus and border lie outside of what `client/augment.py` draws by default (gamma
-# and contrast 0.8 to 1.2, no blur, no border); the lungs can still be outlined by eye.
+# Tone, contrast, focus and border lie outside of what `client/data/augment.py` draws by default
+# (gamma and contrast 0.8 to 1.2, no blur, no border); the lungs can still be outlined by eye.
 OTHER = Unit(
     gamma=0.70,
     contrast=0.78,

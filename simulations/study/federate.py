@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from client.answer import answer, forget
-from common.checkpoint import read_json
+from common.checkpoint import read_object
 from common.model import build_model
 from common.parameters import flatten, shared_layout
 from common.plan import Plan
@@ -43,7 +43,7 @@ def train_together(plan: Plan, folders: Sequence[Path], run: Path) -> None:
 
     Raises NotEnoughSitesError or RoundFailedError as a deployed federation does.
     """
-    if begun(run) and read_json(run / STATE)["status"] == "completed":
+    if begun(run) and read_object(run / STATE, status=str)["status"] == "completed":
         return
     logging.getLogger("flwr").setLevel(logging.WARNING)  # a line for every round of every cell
     model = build_model(plan)

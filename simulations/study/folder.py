@@ -6,19 +6,33 @@ long as the images, the hospitals and the tests are the same.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from common.checkpoint import read_json, write_json
+from common.checkpoint import write_json
+from common.entry import terminable
 from common.errors import InputError, Problem
 from common.plan import Plan
-from simulations.experiment import Request
-from simulations.prepare import PREPARED, Prepared, load_prepared, prepare
-from simulations.runtime import hold, terminable
+from simulations.experiment.folder import Request, read_record
+from simulations.experiment.prepare import PREPARED, Prepared, load_prepared, prepare
+from simulations.flower.runtime import hold
 
 STUDY, LOCK = "study.json", ".study.lock"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the file study.json holds.
+
+    basis: what may not change, by name. asked: what the command was asked, for `--resume`.
+    """
+
+    basis: dict[str, Any]
+    asked: dict[str, Any]
+    skip_bad: bool
 
 
 def open_study(
@@ -41,7 +55,7 @@ def open_study(
     }
     file = folder / STUDY
     if file.exists():
-        before = read_json(file)["basis"]
+        before = read_record(file, Asked, "what the study was asked").basis
         other = [key for key in basis if before.get(key) != basis[key]]
         if other and ("kind" in other or (folder / PREPARED).exists()):
             raise InputError(
@@ -68,13 +82,13 @@ def _refuse_other_files(folder: Path) -> None:
 def reopen_study(folder: Path, kind: str) -> tuple[dict[str, Any], Request]:
     """What an earlier command was asked. Raises InputError when the folder is no such study."""
     file = folder / STUDY
-    if not file.exists() or read_json(file)["basis"]["kind"] != kind:
+    known = read_record(file, Asked, "what the study was asked") if file.exists() else None
+    if known is None or known.basis.get("kind") != kind:
         found, allowed = f"no {kind} study", f"a folder of `consilium-sim {kind}`"
         raise InputError(Problem(str(folder), "", found, allowed, "Check the path."))
-    known = read_json(file)
-    paths = (known["basis"][key] for key in ("data", "masks"))
-    data, masks = (None if path is None else Path(path) for path in paths)
-    return known["asked"], Request(data, masks, known["skip_bad"])
+    paths = (known.basis.get(key) for key in ("data", "masks"))
+    data, masks = (None if path is None else Path(str(path)) for path in paths)
+    return known.asked, Request(data, masks, known.skip_bad)
 
 
 @contextmanager
@@ -98,7 +112,7 @@ def at_work(folder: Path) -> Iterator[None]:
 
 
 def prepare_study(plan: Plan, folder: Path, request: Request, console: Console) -> Prepared:
-    """Cache, hospitals and tests, made once. Raises as `simulations.prepare.prepare` does."""
+    """Cache, hospitals and tests, made once. Raises as `prepare` does."""
     done = load_prepared(folder)
     if done is not None:
         return done

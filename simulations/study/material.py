@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 from pydantic import model_validator
 
-from client.cache import open_cache
+from client.data.cache import open_cache
 from client.settings import open_site_folder
 from common.errors import Problem
 from common.findings import FINDINGS
 from common.sections import Section
-from simulations.baselines import annotated_rows
-from simulations.prepare import MASK_HOSPITAL, Prepared
+from simulations.experiment.baselines import annotated_rows
+from simulations.experiment.hospitals import MASK_HOSPITAL
+from simulations.experiment.prepare import Prepared
 from simulations.study.cells import SiteRows, TestSet
 
 FINDINGS_TEST, LUNGS_TEST = "findings", "lungs"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy.stats import t
 
-from client.evaluate import true_findings
+from client.learning.evaluate import true_findings
 from common.bootstrap import Replicates, bootstrap, difference, mean_interval, mean_of
 from common.findings import FINDINGS
 from simulations.study.cells import Outcome, TestSet, load_test

@@ -15,7 +15,7 @@ PLAN = REPOSITORY / "simulations" / "plans" / "demo.yaml"
 @pytest.mark.timeout(1800)
 def test_the_demo_shows_that_learning_together_helps(tmp_path: Path) -> None:
     """On test patients whom no hospital has, with an interval that stays above zero."""
-    code = "from simulations.cli import main; main()"
+    code = "from simulations.__main__ import main; main()"
     words = ["run", str(PLAN), "--out", str(tmp_path / "demo"), "--json"]
     done = subprocess.run(
         [sys.executable, "-c", code, *words],

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from client.batches import Rows
-from client.evaluate import true_findings
+from client.data.batches import Rows
+from client.learning.evaluate import true_findings
 from client.settings import open_site_folder
 from client.site import pick_device
 from common.metrics import auroc, macro
 from common.plan import Plan
-from simulations.prepare import Prepared, prepare
+from simulations.experiment.prepare import Prepared, prepare
 from simulations.study.cells import Cell, Outcome, SiteRows, TestSet, load_test, run_cells
 
 SEEDS = (1, 2, 3)

@@ -4,14 +4,13 @@ It is shipped in place of client/app.py and changes the site's answer after the 
 guard has seen it: what a broken or hostile site could send.
 """
 
-from pathlib import Path
+import os
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from client.answer import site_folder
-from client.app import courier
+from client.app import courier, own_folder
 
 app = ClientApp()
 
@@ -28,8 +27,7 @@ def finish(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    sites = Path(str(context.run_config["sites"]))
-    folder = site_folder(sites, int(context.node_config["partition-id"]))
+    folder = own_folder(context.node_config, os.environ)
     reply = courier("train", message, context)
     file = folder / "fault"
     fault = file.read_text() if file.exists() else ""

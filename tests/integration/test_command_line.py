@@ -1,7 +1,6 @@
 """`consilium-sim` as a user types it: results, messages, exit codes."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from common.checkpoint import read_json
 from common.findings import FINDINGS
-from simulations import cli
+from tests import programs
 from tests.conftest import ArchiveFactory
+from tests.programs import Ended
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAN = """
@@ -35,25 +34,15 @@ def plan(tmp_path: Path) -> Path:
     return file
 
 
-def typed(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run the real program in a process of its own."""
-    code = "from simulations.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=280,
-    )  # fmt: skip
-
-
-def listen_to_ctrl_c() -> None:
-    """A shell starts its background jobs deaf to SIGINT, and CI may run as one."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def typed(*words: object) -> Ended:
+    return programs.typed("consilium-sim", *words)
 
 
 def called(*words: object) -> str:
-    """Run the program in this process; return what it printed."""
-    result = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
+    """Run the program to its good end; return what it printed."""
+    ended = typed(*words)
+    assert ended.code == 0, ended.err
+    return ended.out
 
 
 def test_a_run_from_nothing_to_a_report(plan: Path, tmp_path: Path) -> None:
@@ -110,9 +99,9 @@ def test_phantom_and_partition(plan: Path, tmp_path: Path) -> None:
 def test_mistakes_in_a_plan_end_with_2(tmp_path: Path, text: str, messages: list[str]) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     result = typed("run", tmp_path / "plan.yaml", "--out", tmp_path / "run")
-    assert result.returncode == 2
-    assert all(message in result.stderr for message in messages)
-    assert "Traceback" not in result.stderr
+    assert result.code == 2
+    assert all(message in result.err for message in messages)
+    assert "Traceback" not in result.err
     assert not (tmp_path / "run").exists()
 
 
@@ -124,10 +113,15 @@ def test_a_truncated_image_is_named_and_can_be_left_out(
     victim = next(archive.rglob("00000003_000.png"))
     victim.write_bytes(victim.read_bytes()[:200])
     result = typed("run", plan, "--data", archive, "--out", tmp_path / "run")
-    assert result.returncode == 2
-    assert "00000003_000.png" in result.stderr
-    assert "--skip-bad" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.code == 2
+    assert "00000003_000.png" in result.err
+    assert "--skip-bad" in result.err
+    assert "Traceback" not in result.err
+    # Only decoding can tell: what it has done so far stays, with a report that says how it ended.
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert summary["status"] == "failed"
+    assert "00000003_000.png" in summary["reason"]
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_an_unknown_finding_is_named_with_its_row(
@@ -139,66 +133,59 @@ def test_an_unknown_finding_is_named_with_its_row(
     lines[3] = lines[3].replace(",Pneumonia,", ",Influenza,")
     table.write_text("\n".join(lines) + "\n")
     result = typed("run", plan, "--data", archive, "--out", tmp_path / "run")
-    assert result.returncode == 2
-    assert "row 4, column 'Finding Labels': found 'Influenza'" in result.stderr
+    assert result.code == 2
+    assert "row 4, column 'Finding Labels': found 'Influenza'" in result.err
 
 
 def test_folders_that_are_taken_or_no_run(plan: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     result = typed("run", plan, "--out", tmp_path / "full")
-    assert (result.returncode, "a new or empty folder" in result.stderr) == (2, True)
+    assert (result.code, "a new or empty folder" in result.err) == (2, True)
     result = typed("run", "--resume", tmp_path / "full")
-    assert (result.returncode, "found no run" in result.stderr) == (2, True)
+    assert (result.code, "found no run" in result.err) == (2, True)
     result = typed("run")
-    assert (result.returncode, "PLAN: found nothing" in result.stderr) == (2, True)
+    assert (result.code, "PLAN: found nothing" in result.err) == (2, True)
     result = typed("run", plan, "--sites", 0)
-    assert (result.returncode, "simulation.sites" in result.stderr) == (2, True)
+    assert (result.code, "simulation.sites" in result.err) == (2, True)
 
 
 def test_more_sites_than_the_archive_has_hospitals(plan: Path, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     called("phantom", archive, "--images", 60, "--size", 32, "--hospitals", 2)
     result = typed("partition", plan, "--data", archive, "--sites", 3)
-    assert result.returncode == 2
-    assert "hospitals" in result.stderr
+    assert result.code == 2
+    assert "hospitals" in result.err
 
 
-def test_a_run_that_fails_says_so_and_can_be_resumed(plan: Path, tmp_path: Path) -> None:
-    """Fewer sites than the plan's minimum: exit code 4, a report, and no half-finished claim."""
+def test_fewer_sites_than_the_plan_needs_end_with_4(plan: Path, tmp_path: Path) -> None:
     plan.write_text(PLAN.replace("min_sites: 2", "min_sites: 5"))
-    run = tmp_path / "run"
-    result = typed("run", plan, "--out", run)
-    assert result.returncode == 4
-    assert "Traceback" not in result.stderr
-    summary = read_json(run / "summary.json")
-    assert summary["status"] == "failed"
-    assert "5" in summary["reason"]
-    assert (run / "report.html").exists()
-    shutil.rmtree(run)
+    result = typed("run", plan, "--out", tmp_path / "new" / "run")
+    assert result.code == 4
+    assert "the plan needs 5 sites" in result.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_mistakes_on_the_command_line(plan: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = typed("run", plan, "--data", tmp_path / "typo", "--out", run)
-    assert (result.returncode, run.exists()) == (2, False)  # the name stays free
+    assert (result.code, run.exists()) == (2, False)  # the name stays free
     result = typed("run", plan, "--resume", run, "--sites", 3)
-    assert result.returncode == 2
-    assert "--resume: found PLAN, --sites too" in result.stderr
+    assert result.code == 2
+    assert "--resume: found PLAN, --sites too" in result.err
     result = typed("bench", "--only", "a")
-    assert result.returncode == 2
-    assert "--only: found 'a'" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.code == 2
+    assert "--only: found 'a'" in result.err
+    assert "Traceback" not in result.err
 
 
+@pytest.mark.usefixtures("hearing")
 def test_ctrl_c_tells_how_to_go_on(plan: Path, tmp_path: Path) -> None:
     plan.write_text(PLAN.replace("phantom_images: 120", "phantom_images: 20000"))
     run = tmp_path / "run"
-    code = "from simulations.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(plan), "--out", str(run)],
+        [sys.executable, "-m", "simulations", "run", str(plan), "--out", str(run)],
         cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=listen_to_ctrl_c,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (run / ".experiment.lock").exists() and time.monotonic() < deadline:
@@ -213,3 +200,33 @@ def test_ctrl_c_tells_how_to_go_on(plan: Path, tmp_path: Path) -> None:
     assert f"interrupted; go on with `consilium-sim run --resume {run}`" in errors
     summary = read_json(run / "summary.json")
     assert (summary["status"], summary["reason"]) == ("failed", "interrupted")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"data": 3}', '{"data": null}', "[" * 100_000])
+def test_a_damaged_request_is_named(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "experiment.yaml").write_text(PLAN)
+    (tmp_path / "request.json").write_text(damage)
+    result = typed("run", "--resume", tmp_path)
+    assert result.code == 2
+    assert result.err.startswith(f"error: {tmp_path / 'request.json'}: ")
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"status": "completed"}'])
+def test_a_damaged_summary_is_named(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "summary.json").write_text(damage)
+    result = typed("report", tmp_path)
+    assert result.code == 2
+    assert result.err.startswith(f"error: {tmp_path / 'summary.json'}: ")
+
+
+def test_a_table_on_a_full_disk(plan: Path, tmp_path: Path, nih_archive: ArchiveFactory) -> None:
+    plan.write_text(PLAN.replace("scheme: hospitals", "scheme: iid"))
+    command = [sys.executable, "-m", "simulations", "partition", str(plan), "--data"]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [*command, str(nih_archive(patients=12))],
+            cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == "error: the output cannot be written: No space left on device\n"

@@ -16,13 +16,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from client.cache import build_cache
-from client.nih import open_archive
+from client.data.cache import build_cache
+from client.data.nih import open_archive
 from common.checkpoint import read_json
 from common.plan import Plan
-from simulations.processes import marked
-from simulations.runtime import RunFailedError, run_simulation
-from tests.unit.client.sites import OPEN
+from simulations.experiment.hospitals import OPEN
+from simulations.flower.ending import RunFailedError
+from simulations.flower.processes import marked
+from simulations.flower.runtime import run_simulation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = ("icu", "paediatric", "rural", "ward")
@@ -142,7 +143,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from common.plan import load_plan
-from simulations.runtime import run_simulation
+from simulations.flower.runtime import run_simulation
 plan, run, sites = map(Path, sys.argv[1:4])
 run_simulation(load_plan(plan), run, sites, 2, Console())
 """

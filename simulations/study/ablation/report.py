@@ -11,9 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.checkpoint import write_bytes, write_json
-from common.page import render_page
-from server import words
+from common.page import render_page, write_page
+from server.report import words
 from simulations.study.ablation import plots
 from simulations.study.ablation.questions import QUESTIONS
 from simulations.study.ablation.run import HOME
@@ -26,7 +25,6 @@ from simulations.study.ablation.words import (
     verdict,
 )
 
-RESULT, PAGE = "ablation.json", "ablation.html"
 TEMPLATE = Path(__file__).parents[1] / "templates" / "ablation.html.j2"
 NAMES = {"auroc": "Findings (mean AUROC)", "dice": "Lungs (Dice)"}
 
@@ -39,9 +37,8 @@ def write_ablation(result: Result, folder: Path) -> Path:
 
     result: as `run_ablation` returns it. Raises InputError when a file cannot be written.
     """
-    write_json(folder / RESULT, result)
-    write_bytes(folder / PAGE, render_ablation(result).encode())
-    return folder / PAGE
+    page, _ = write_page(folder, "ablation", render_ablation(result), result)
+    return page
 
 
 def render_ablation(result: Result) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from client.cache import open_cache
+from client.data.cache import open_cache
 from simulations.bench.timing import machine
-from simulations.prepare import Prepared
+from simulations.experiment.prepare import Prepared
 from simulations.study.ablation.grid import Setting, Trial, trials
 from simulations.study.ablation.questions import Asked, Scored, asked
 from simulations.study.ablation.spec import AblationSpec, as_json

@@ -16,11 +16,11 @@ from common.plan import (
     Plan,
     load_plan,
     plan_from_json,
-    read_mapping,
     resolve_weights,
     validation_problems,
 )
 from common.sections import Section
+from common.yaml_file import read_mapping
 from simulations.study.material import Budget, Filter
 
 RowName = Literal[
@@ -117,7 +117,7 @@ def load_spec(path: Path) -> AblationSpec:
     elif isinstance(plan, dict):
         resolve_weights(plan, path)
     try:
-        return AblationSpec.model_validate_json(json.dumps(raw, default=str))
+        return AblationSpec.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise PlanError(validation_problems(error, str(path), AblationSpec)) from None
 

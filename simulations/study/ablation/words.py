@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server import words
-from server.words import change
+from server.report import words
+from server.report.words import change
 from simulations.study.ablation.spec import ROWS
 
 Line = Mapping[str, Any]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from client.batches import mixed_precision, to_model_format
+from client.data.batches import mixed_precision, to_model_format
 from common.findings import FINDINGS
 from common.model import MultitaskModel, build_model
 from common.plan import Plan
@@ -103,7 +103,7 @@ def measure_costs(
     for network in (each for networks in kinds.values() for each in networks):
         network.to(device)
         if device.type == "cuda":  # the format that `to_model_format` gives the images
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
     seconds = {batch: _seconds(kinds, image.to(device), batch, repeats) for batch in batches}
     costs = {
         kind: Cost(
@@ -143,7 +143,7 @@ def _megabytes(network: nn.Module) -> float:
 
 @torch.no_grad()
 def _answer(networks: Sequence[nn.Module], images: Tensor) -> None:
-    """One pass of every network, with the number formats that `client.evaluate` uses."""
+    """One pass of every network, with the number formats that `client.learning.evaluate` uses."""
     with mixed_precision(images.device):
         for network in networks:
             network(images)

@@ -11,17 +11,15 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from common.checkpoint import write_bytes, write_json
 from common.figures import COLOURS, GREY, calm
 from common.findings import FINDINGS
-from common.page import figure_source, render_page
-from server import words
-from server.summary import Estimate
+from common.page import figure_source, render_page, write_page
+from server.report import words
+from server.report.summary import Estimate
 from simulations.study.tasks import words as task_words
 from simulations.study.tasks.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
 from simulations.study.tasks.run import MIN_POSITIVES
 
-RESULT, PAGE = "tasks.json", "tasks.html"
 TEMPLATE = Path(__file__).parents[1] / "templates" / "tasks.html.j2"
 VS_SINGLE = f"{MULTITASK}_vs_{SINGLE}"
 
@@ -34,9 +32,8 @@ def write_tasks(result: Result, folder: Path) -> Path:
 
     result: as `run_tasks` returns it. Raises InputError when a file cannot be written.
     """
-    write_json(folder / RESULT, result)
-    write_bytes(folder / PAGE, render_tasks(result).encode())
-    return folder / PAGE
+    page, _ = write_page(folder, "tasks", render_tasks(result), result)
+    return page
 
 
 def print_tasks(result: Result, page: Path, console: Console) -> None:

@@ -15,16 +15,16 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from client.batches import SiteData, select, supervised_streams
-from client.cache import open_cache
-from client.site import pick_device
-from client.train import steps_per_round
+from client.data.batches import SiteData, select, supervised_streams
+from client.data.cache import open_cache
+from client.learning.train import steps_per_round
+from client.ward import pick_device
 from common.bootstrap import Replicates, bootstrap, difference, mean_interval
 from common.errors import DataError, PlanError, Problem
 from common.findings import FINDINGS
 from common.plan import Plan
 from simulations.bench.timing import machine
-from simulations.prepare import Prepared
+from simulations.experiment.prepare import Prepared
 from simulations.study.cells import Cell, Outcome, SiteRows, TestSet, run_cells
 from simulations.study.material import FINDINGS_TEST, LUNGS_TEST, load_material, pooled
 from simulations.study.statistics import Truth, load_truth, only

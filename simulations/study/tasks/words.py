@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.findings import FINDINGS
-from server import words
-from server.summary import Estimate
+from server.report import words
+from server.report.summary import Estimate
 from simulations.study.tasks.cost import FINDINGS_ONLY, LUNGS_ONLY, MULTITASK, SINGLE
 
 UNEQUAL = 0.05  # share by which two networks may differ in what a step taught before we say so

@@ -31,7 +31,15 @@ from tests.unit.client.private_world import start
 ROOT = Path(__file__).resolve().parents[3]
 WATCHED = tuple(
     str(ROOT / "client" / part)
-    for part in ("answer.py", "site.py", "gate.py", "states.py", "guard.py", "ledger", "privacy")
+    for part in (
+        "answer.py",
+        "site.py",
+        "ward.py",
+        "border",
+        "learning/states.py",
+        "ledger",
+        "privacy",
+    )
 )
 TRAINING = str(client.privacy.training.__file__)
 

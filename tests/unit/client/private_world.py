@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from client.cache import Cache
+from client.data.cache import Cache
 from client.site import Site
 from common.model import build_model
 from common.parameters import Flat, flatten, shared_layout
@@ -14,6 +14,7 @@ from common.plan import Plan, plan_from_json
 from tests.unit.client.sites import SIZE, write_folder
 
 POLICY: dict[str, Any] = {"epsilon": 100.0, "min_noise_multiplier": 0.1}
+DEADLINE = 600.0  # of a real site whose answers nobody waits for
 UNITS = 8
 
 
@@ -34,7 +35,9 @@ def private_plan(name: str = "private", **more: Any) -> Plan:
 
 def private_site(folder: Path, cache: Cache, **settings: Any) -> Path:
     """A real (not simulated) hospital with a budget."""
-    policy = POLICY | settings.pop("policy", {})
+    simulated = settings.get("simulated", False)
+    times = {} if simulated else {"deadline": DEADLINE}
+    policy = POLICY | times | settings.pop("policy", {})
     more = {"nominal_units": UNITS, "policy": policy, "simulated": False} | settings
     return write_folder(folder, cache, **more)
 

@@ -8,15 +8,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from client.cache import Cache, build_cache
-from client.nih import open_archive
+from client.data.cache import Cache, build_cache
+from client.data.nih import open_archive
 from common.findings import FINDINGS
 from common.plan import Plan, plan_from_json
 from common.sections import ModelPlan
+from simulations.experiment.hospitals import OPEN
 
 SIZE = 32
-# A policy that allows plans without privacy, with all their scores.
-OPEN = {"simulated": True, "policy": {"non_private": "allow", "metrics": "full", "min_cell": 1}}
 
 
 def small_plan(**more: Any) -> Plan:

@@ -10,8 +10,8 @@ import yaml
 
 from client import answer as module
 from client.answer import answer, site_folder
-from client.cache import build_cache
-from client.nih import open_archive
+from client.data.cache import build_cache
+from client.data.nih import open_archive
 from common.checkpoint import array_sha256, read_arrays
 from common.errors import InputError
 from common.model import build_model
@@ -19,7 +19,7 @@ from common.parameters import Flat, flatten, shared_layout
 from common.plan import Plan
 from common.update import Broadcast
 from common.wire import Parcel, pack_broadcast, unpack_update
-from tests.unit.client.sites import OPEN
+from simulations.experiment.hospitals import OPEN
 
 PLAN = Plan.model_validate(
     {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from client.policy import Policy, check_noise, check_plan, permitted
 from client.privacy.accounting import epsilon
@@ -60,6 +61,69 @@ def test_what_the_policy_forbids_is_refused_with_its_code(
         check_plan(policy, plan(**privacy))
     assert caught.value.code == code
     assert pickle.loads(pickle.dumps(caught.value)).code == code
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "asked_for", "words"),
+    [
+        ({"max_rounds": 3}, {}, r"federation\.rounds: found 4; this site allows at most 3"),
+        ({"max_steps": 4}, {}, "the steps of a round: found 5; this site allows at most 4"),
+        ({"max_plan_steps": 19}, {}, "the steps of all rounds: found 20; .* at most 19"),
+        (
+            {"max_epochs": 1.5},
+            {"training": {"local_epochs": 2.0, "max_gradient_norm": None}},
+            r"training\.local_epochs: found 2; this site allows at most 1\.5 \(policy\.max_epochs",
+        ),
+        (
+            {"max_batch_size": 19},
+            {},
+            r"training\.batch_size: found 20; this site allows at most 19",
+        ),
+        (
+            {"max_batch_size": 20},
+            {"semi_supervision": {"mode": "mean-teacher", "batch_size": 21}},
+            r"semi_supervision\.batch_size: found 21",
+        ),
+        ({"max_images_per_unit": 3}, {}, r"privacy\.images_per_unit: found 4"),
+        ({"max_views": 1}, {"privacy": PRIVATE["privacy"] | {"views": 2}}, r"views: found 2"),
+        ({"max_image_size": 96}, {}, r"model\.image_size: found 128; this site allows at most 96"),
+        ({"max_decoder_width": 31}, {}, r"model\.decoder_width: found 32"),
+        ({"backbones": ("tiny",)}, {}, r"model\.backbone: found resnet18; .* one of tiny"),
+        (
+            {"max_head_epochs": 2},
+            {
+                "training": PRIVATE["training"] | {"head_epochs": 3},
+                "privacy": {"mode": "off"},
+            },
+            r"training\.head_epochs: found 3",
+        ),
+    ],
+)
+def test_what_costs_too_much_is_refused_by_key(
+    ceiling: dict[str, Any], asked_for: dict[str, Any], words: str
+) -> None:
+    asks = plan_from_json(json.dumps(PRIVATE | asked_for))
+    allows = {"epsilon": 8.0, "non_private": "allow"}
+    check_plan(Policy.model_validate(allows), asks)
+    with pytest.raises(RefusedError, match=words) as caught:
+        check_plan(Policy.model_validate(allows | ceiling), asks)
+    assert caught.value.code == "ceiling"
+
+
+def test_steps_from_epochs_have_a_ceiling_before_any_noise_is_solved() -> None:
+    training = {"local_epochs": 1.0, "batch_size": 1, "max_gradient_norm": None}
+    value = PRIVATE | {"training": training, "privacy": {"mode": "dp-sgd", "epsilon": 1.0}}
+    with pytest.raises(RefusedError, match=r"steps of a round: found 20000; .* at most 10000") as e:
+        asked(plan_from_json(json.dumps(value)), settings(nominal_units=20_000))
+    assert e.value.code == "ceiling"
+
+
+def test_a_policys_numbers_are_finite_and_have_limits() -> None:
+    for key in Policy.model_fields:
+        if key.startswith(("max_", "min_", "metrics_noise", "epsilon", "delta", "deadline")):
+            for number in (math.inf, math.nan, 1e12, -1.0):
+                with pytest.raises(ValidationError):
+                    Policy.model_validate({key: number})
 
 
 def test_too_little_noise_is_refused() -> None:
@@ -133,7 +197,7 @@ def test_a_site_that_has_not_said_how_large_it_is_is_told_so() -> None:
         ({"training": PRIVATE["training"] | {"max_gradient_norm": 1.0}}, "max_gradient_norm"),
         ({"training": PRIVATE["training"] | {"lungs_batch_size": 2}}, "lungs_batch_size"),
         ({"training": PRIVATE["training"] | {"compile": True}}, "training.compile"),
-        ({"training": PRIVATE["training"] | {"head_epochs": 2}}, "serving_heads"),
+        ({"training": PRIVATE["training"] | {"head_epochs": 2}}, "serving_head_epochs"),
     ],
 )
 def test_a_plan_that_would_void_its_promise_is_refused(more: dict[str, Any], words: str) -> None:

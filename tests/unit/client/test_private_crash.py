@@ -54,13 +54,13 @@ def check(deaths: list[dict]) -> None:
 
 
 def test_a_death_at_some_lines_of_a_round(nih_archive: ArchiveFactory, tmp_path: Path) -> None:
-    deaths = kill_at_lines(nih_archive(patients=6, images=1), tmp_path, 23)
-    assert len(deaths) > 10
+    deaths = kill_at_lines(nih_archive(patients=6, images=1), tmp_path, 37)
+    assert len(deaths) > 6
     check(deaths)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_death_at_every_line_of_a_round(nih_archive: ArchiveFactory, tmp_path: Path) -> None:
     deaths = kill_at_lines(nih_archive(patients=6, images=1), tmp_path, 1)
     assert len(deaths) > 250

@@ -33,8 +33,18 @@ def test_a_site_folder_is_read(tmp_path: Path) -> None:
         ("name: ward\ncache: c\nannotates: [Mass, Flu]\n", "not Flu"),
         ("name: ward\ncache: c\ndevice: tpu\n", "key 'device': found 'tpu'"),
         ("name: a/b\ncache: c\n", "key 'name': found 'a/b'"),
+        (
+            "name: node-7\ncache: c\n",
+            "key 'name': found 'node-7'; allowed: a name that does not begin with node-",
+        ),
         ("a: [\n", "text that is not YAML"),
-        ("- a\n", "key 'site.yaml'"),
+        ("- a\n", "found a list; allowed: a mapping of site settings"),
+        ("name: a\ncache: c\nname: b\n", "key 'name': found a value in line 1 and in line 3"),
+        (
+            "name: a\ncache: c\npolicy:\n  epsilon: 1\n  delta: 1e-5\n  epsilon: 80\n",
+            "key 'policy.epsilon': found a value in line 4 and in line 6",
+        ),
+        ("name: a\ncache: c\npolicy: {epsilon: .inf}\n", "allowed: a finite number"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, expected: str) -> None:
@@ -44,8 +54,13 @@ def test_mistakes_are_named(tmp_path: Path, text: str, expected: str) -> None:
     assert str(tmp_path / "site.yaml") in str(caught.value)
 
 
+def test_a_small_number_is_read_as_in_a_plan(tmp_path: Path) -> None:
+    folder = write(tmp_path, "name: ward\ncache: c\npolicy: {delta: 1e-6}\n")
+    assert open_site_folder(folder).settings.policy.delta == 1e-6
+
+
 def test_a_folder_that_is_no_site(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No such file or directory; allowed: a site's settings"):
+    with pytest.raises(DataError, match=r"site\.yaml: found No such file or directory"):
         open_site_folder(tmp_path)
 
 

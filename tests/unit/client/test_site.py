@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from client.resident import load_parameters
-from client.site import Site, pick_device
+from client.learning.resident import load_parameters
+from client.site import Site
+from client.ward import pick_device
 from common.checkpoint import read_arrays
 from common.errors import CacheError, LayoutError
 from common.findings import FINDINGS

@@ -9,12 +9,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from client.cli import app, main, parse_head
+from client.__main__ import main
+from client.cli import app, parse_head
 from client.ledger import Head, LedgerError
 from client.privacy.accounting import Charge, epsilon
 from common.errors import InputError, RefusedError
 from common.privacy_words import epsilon_text
-from tests.unit.client.ledger_world import CHARGE_A, PLAN_A, Book, make_site, two_runs
+from tests.unit.client.ledger.ledger_world import CHARGE_A, PLAN_A, Book, make_site, two_runs
 
 RUN = CliRunner()
 

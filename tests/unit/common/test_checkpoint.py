@@ -10,6 +10,8 @@ from common.checkpoint import (
     array_sha256,
     read_arrays,
     read_json,
+    read_json_lines,
+    read_object,
     write_arrays,
     write_bytes,
     write_json,
@@ -60,6 +62,45 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path, read: object, kind:
         read(tmp_path / "bad")
     with pytest.raises(InputError, match="No such file"):
         read(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "x: found Expecting value: line 1 column 1 (char 0); allowed: a JSON file"),
+        ('{"status": "run', "x: found Unterminated string"),
+        ("[" * 100_000, "x: found maximum recursion depth exceeded"),
+        ("[]", "x: found a list; allowed: a JSON object"),
+        ("null", "x: found a NoneType; allowed: a JSON object"),
+        ("{}", "x: key 'status': found nothing; allowed: a value"),
+        ('{"status": ["a"], "round": 1}', "x: key 'status': found [\"a\"]; allowed: a value of"),
+        ('{"status": "a", "round": "1"}', "x: key 'round': found \"1\"; allowed: a value of"),
+    ],
+)  # fmt: skip
+def test_an_object_of_our_own_that_was_damaged(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_object(tmp_path / "x", status=str, round=int)
+    assert f"{tmp_path}/{expected}" in str(caught.value)
+
+
+def test_an_object_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text('{"status": "done", "more": null}')
+    value = read_object(tmp_path / "x", status=str, more=str | None)
+    assert value == {"status": "done", "more": None}
+
+
+def test_lines_are_read_and_the_damaged_one_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_text('{"a": 1}\n{"a": 2}\n')
+    assert read_json_lines(file) == [{"a": 1}, {"a": 2}]
+    for damage in ('{"a": 3', "[3]", "\x00"):
+        file.write_text('{"a": 1}\n' + damage + "\n")
+        with pytest.raises(InputError, match=r"x: line 2: found .*; allowed: a JSON object"):
+            read_json_lines(file)
+    file.write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match=r"x: found .*; allowed: a JSON lines file"):
+        read_json_lines(file)
 
 
 def test_a_hash_is_over_values_not_memory_order() -> None:

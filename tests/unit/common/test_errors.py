@@ -5,7 +5,14 @@ import pickle
 import pytest
 
 from common import errors
-from common.errors import ConsiliumError, InputError, Problem, UpdateRejectedError
+from common.errors import (
+    SITE_CODES,
+    ConsiliumError,
+    InputError,
+    Problem,
+    StepRejectedError,
+    UpdateRejectedError,
+)
 
 
 def test_a_problem_says_where_what_allowed_and_next() -> None:
@@ -53,6 +60,8 @@ def test_an_error_survives_pickling(kind: type[ConsiliumError]) -> None:
         error = kind(problems)
     elif issubclass(kind, UpdateRejectedError):
         error = kind("ward", "norm", "12.0 > 3.0")
+    elif issubclass(kind, StepRejectedError):
+        error = kind("too-long", "12.0 > 3.0")
     else:
         error = kind("the loss is nan")
     back = pickle.loads(pickle.dumps(error))
@@ -65,3 +74,20 @@ def test_every_error_has_a_code_of_its_own() -> None:
     assert len(set(codes)) == len(codes)
     rejected = UpdateRejectedError("ward", "norm", "12.0 > 3.0")
     assert str(rejected) == "update of site 'ward' rejected: norm: 12.0 > 3.0"
+
+
+def test_what_a_site_may_say_is_a_code_that_the_server_knows() -> None:
+    from client import answer  # noqa: F401  with all that it can raise
+    from server.app import TRANSPORT_ERRORS
+
+    servers = {ConsiliumError, errors.NotEnoughSitesError, errors.RoundFailedError}
+    servers |= {StepRejectedError, UpdateRejectedError}
+    codes = {
+        kind.code
+        for kind in below(ConsiliumError)
+        if kind.__module__ == "common.errors" or kind.__module__.startswith("client.")
+        if kind not in servers
+    }
+    assert codes <= SITE_CODES
+    assert set(TRANSPORT_ERRORS.values()) <= SITE_CODES
+    assert set(errors.REFUSALS) <= SITE_CODES

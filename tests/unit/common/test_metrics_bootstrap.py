@@ -1,6 +1,7 @@
 """The patient bootstrap against a naive one with the same resamples, its pairs, its speed."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from common import metrics
 from common.bootstrap import (
     Replicates,
-    auroc_table,
+    ScoreTable,
     bootstrap,
     difference,
     mean_interval,
@@ -66,10 +67,21 @@ def test_agrees_with_a_naive_bootstrap() -> None:
     )
 
 
+def _table(
+    targets: np.ndarray,
+    scores: np.ndarray,
+    patients: np.ndarray,
+    resamples: int = 1000,
+    seed: int = 0,
+    names: Sequence[str] = FINDINGS,
+) -> ScoreTable:
+    return bootstrap(targets, scores, patients, resamples, seed, names).auroc.scores()
+
+
 def test_table_has_the_shape_of_the_summary() -> None:
     targets, scores, patients = _population()
     targets[:, 1] = 0
-    table = auroc_table(targets, scores, patients, resamples=20, names=NAMES)
+    table = _table(targets, scores, patients, resamples=20, names=NAMES)
     assert list(table["auroc"]) == list(NAMES)
     assert table["auroc"]["B"] == {"value": None, "low": None, "high": None, "positives": 0}
     defined = [table["auroc"][name]["value"] for name in ("A", "C")]
@@ -81,13 +93,13 @@ def test_table_has_the_shape_of_the_summary() -> None:
 
 def test_same_seed_same_interval_and_another_seed_another() -> None:
     population = _population()
-    first = auroc_table(*population, resamples=30, seed=1, names=NAMES)
-    assert auroc_table(*population, resamples=30, seed=1, names=NAMES) == first
-    assert auroc_table(*population, resamples=30, seed=2, names=NAMES) != first
+    first = _table(*population, resamples=30, seed=1, names=NAMES)
+    assert _table(*population, resamples=30, seed=1, names=NAMES) == first
+    assert _table(*population, resamples=30, seed=2, names=NAMES) != first
 
 
 def test_no_resamples_no_interval() -> None:
-    table = auroc_table(*_population(), resamples=0, names=NAMES)
+    table = _table(*_population(), resamples=0, names=NAMES)
     assert table["auroc"]["A"]["value"] is not None
     assert table["auroc"]["A"]["low"] is None
     assert table["macro_low"] is None
@@ -96,7 +108,7 @@ def test_no_resamples_no_interval() -> None:
 def test_one_patient_with_the_finding_has_a_value_but_no_interval() -> None:
     targets = np.array([[1], [1], [0], [0], [0]], dtype=np.int8)
     scores = np.array([[0.9], [0.8], [0.1], [0.85], [0.3]])
-    table = auroc_table(targets, scores, np.array([1, 1, 2, 3, 3]), resamples=20, names=("A",))
+    table = _table(targets, scores, np.array([1, 1, 2, 3, 3]), resamples=20, names=("A",))
     assert table["auroc"]["A"] == {
         "value": pytest.approx(5 / 6),
         "low": None,
@@ -107,7 +119,7 @@ def test_one_patient_with_the_finding_has_a_value_but_no_interval() -> None:
 
 
 def test_an_empty_population_is_undefined() -> None:
-    table = auroc_table(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0), 5, names=NAMES)
+    table = _table(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0), 5, names=NAMES)
     assert table["macro_auroc"] is None
     assert table["auroc"]["A"]["value"] is None
 
@@ -118,8 +130,8 @@ def test_patients_give_wider_intervals_than_images() -> None:
     target = np.repeat(rng.integers(0, 2, 40), 20).astype(np.int8)[:, None]
     score = np.repeat(rng.normal(size=40), 20)[:, None] + target + rng.normal(size=(800, 1)) / 5
     names = ("A",)
-    by_patient = auroc_table(target, score, patients, 200, names=names)["auroc"]["A"]
-    by_image = auroc_table(target, score, np.arange(800), 200, names=names)["auroc"]["A"]
+    by_patient = _table(target, score, patients, 200, names=names)["auroc"]["A"]
+    by_image = _table(target, score, np.arange(800), 200, names=names)["auroc"]["A"]
 
     def width(interval: dict[str, float]) -> float:
         return interval["high"] - interval["low"]
@@ -199,7 +211,7 @@ def test_the_official_test_set_is_quick() -> None:
     targets = (rng.random((images, len(FINDINGS))) < rates).astype(np.int8)
     scores = rng.normal(targets).astype(np.float32)
     start = time.process_time()  # not the wall: other work may share the machine
-    table = auroc_table(targets, scores, patients)
+    table = _table(targets, scores, patients)
     assert time.process_time() - start < 10
     assert table["macro_auroc"] is not None
 

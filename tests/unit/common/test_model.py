@@ -10,13 +10,14 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from common.encoder import BACKBONES, build_encoder, fold_batch_norm, group_norm, standardise
+from common.encoder import OURS, build_encoder, fold_batch_norm, group_norm, standardise
 from common.errors import InputError, LayoutError
 from common.findings import FINDINGS, LUNGS
 from common.model import MultitaskModel, build_model, load_pretrained
 from common.parameters import flatten, load_flat, shared_layout
 from common.plan import Plan
 from common.sections import ModelPlan, TasksPlan
+from common.torchvision_encoders import BACKBONES
 
 
 def tiny_plan(**more: Any) -> Plan:
@@ -24,7 +25,7 @@ def tiny_plan(**more: Any) -> Plan:
     return Plan(name="test", model=model, **more)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [*OURS, *BACKBONES])
 def test_features_have_the_promised_shapes(backbone: str) -> None:
     encoder = build_encoder(backbone)
     with torch.no_grad():
@@ -34,7 +35,7 @@ def test_features_have_the_promised_shapes(backbone: str) -> None:
         assert feature.shape == (2, channels, side, side)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [*OURS, *BACKBONES])
 def test_encoders_are_fit_for_privacy(backbone: str) -> None:
     encoder = build_encoder(backbone)
     assert not list(encoder.buffers())  # nothing that is learnt without a gradient

@@ -152,6 +152,18 @@ def test_a_small_number_may_be_written_in_any_way(text: str, tmp_path: Path) -> 
     assert load_plan(file).privacy.delta == 1e-5
 
 
+def test_a_section_given_twice_is_refused(tmp_path: Path) -> None:
+    text = "name: a\nprivacy: {mode: dp-sgd, epsilon: 1.0}\nseed: 1\nprivacy:\n  mode: off\n"
+    with pytest.raises(PlanError, match="key 'privacy': found a value in line 2 and in line 4"):
+        load_plan(write(tmp_path, text))
+
+
+def test_off_is_a_word_and_yes_is_not_true(tmp_path: Path) -> None:
+    assert load_plan(write(tmp_path, "name: a\nprivacy: {mode: off}\n")).privacy.mode == "off"
+    with pytest.raises(PlanError, match="'deterministic': found \"yes\"; allowed: true or false"):
+        load_plan(write(tmp_path, "name: a\ndeterministic: yes\n"))
+
+
 def test_a_plan_as_json_is_read_as_it_was(tmp_path: Path) -> None:
     plan = Plan(name="again")
     (tmp_path / "plan.yaml").write_text(plan.to_json())

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UpdateRejectedError
+from common.findings import FINDINGS
 from common.update import SCHEMA, Broadcast, Spent, Update
 from common.wire import (
     Parcel,
@@ -100,6 +101,15 @@ def without(key: str) -> Parcel:
         (changed(wire="fp8"), "does not hold 'fp8' values"),
         (changed(wire="fp32"), "a 1-d int16 array does not hold 'fp32' values"),
         (Parcel({}, pack_update(make_update(), "bf16").config, {}), "delta is missing"),
+        (
+            Parcel({"delta": [1]}, pack_update(make_update(), "bf16").config, {}),
+            "delta is no array",
+        ),
+        (changed(plan="x" * 65), "plan is 'xxxx"),
+        (changed(layout=["x"]), "layout is ['x'], not a text of at most 64 letters"),
+        (changed(wire=b"bf16"), "wire is b'bf16', not a text"),
+        (changed(weight=[1.0] * 2_000_000), "is not a number"),
+        (measured(val_dice=[0.5] * 2_000_000), "metric val_dice is [0.5, 0.5,"),
     ],
 )
 def test_a_malformed_update_is_rejected_by_name(parcel: Parcel, detail: str) -> None:
@@ -108,6 +118,120 @@ def test_a_malformed_update_is_rejected_by_name(parcel: Parcel, detail: str) -> 
     assert caught.value.site == "ward"
     assert caught.value.code == "schema"
     assert detail in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("parcel", "detail"),
+    [
+        (measured(**{f"val_{number}": 0.0 for number in range(201)}), "201 metrics, at most 200"),
+        (changed(**{f"key{number}": 0 for number in range(20)}), "29 values, at most 20"),
+        (changed(**{"k" * 81: 0}), "is no name of one of the values"),
+        (measured(**{"\x1b[2J" * 30: 0.0}), "is no name of one of the metrics"),
+        (changed(site="x" * 10_000), "site is 'xxx"),
+        (changed(site=7), "site is 7, not a text"),
+        (
+            Parcel(dict.fromkeys(("delta", "more"), np.zeros(3)), {}, {}),
+            "2 arrays, at most 1",
+        ),
+    ],
+)
+def test_an_answer_of_too_many_parts_is_rejected_before_it_is_read(
+    parcel: Parcel, detail: str
+) -> None:
+    with pytest.raises(UpdateRejectedError) as caught:
+        unpack_update(parcel)
+    assert (caught.value.site, caught.value.code) == ("?", "schema")
+    assert detail in caught.value.detail
+    assert len(caught.value.detail) < 200
+    assert caught.value.detail.isprintable()
+
+
+def test_200_metrics_are_not_too_many() -> None:
+    metrics = {f"val_{number}": 0.5 for number in range(200)}
+    assert unpack_update(measured(**metrics)).metrics == metrics
+
+
+@pytest.mark.parametrize(
+    ("covers", "detail"),
+    [
+        (["Edema"] * 2_000_000, "2000000 names, at most 15"),
+        (["Edema", "Mass", "Edema"], "a finding is named twice"),
+        (["Edema", "Broken Heart"], "unknown finding 'Broken Heart'"),
+        (["\x1b[2J"], r"unknown finding '\x1b[2J'"),
+        ([["Edema"]], "unknown finding ['Edema']"),
+        ([7], "unknown finding 7"),
+    ],
+)
+def test_what_a_site_covers_are_known_findings_each_once(covers: list[str], detail: str) -> None:
+    with pytest.raises(UpdateRejectedError) as caught:
+        unpack_update(changed(covers=covers))
+    assert (caught.value.site, caught.value.code) == ("ward", "coverage")
+    assert caught.value.detail == detail
+
+
+def test_a_site_may_cover_everything() -> None:
+    everything = (*FINDINGS, "lungs")
+    assert len(everything) == 15
+    assert unpack_update(changed(covers=list(everything))).covers == everything
+
+
+@pytest.mark.parametrize("size", [1000, 1002])
+def test_another_size_is_rejected_before_it_is_converted(size: int) -> None:
+    with pytest.raises(UpdateRejectedError) as caught:
+        unpack_update(pack_update(make_update(), "bf16"), size)
+    assert (caught.value.code, caught.value.detail) == ("layout", f"1001 parameters, not {size}")
+    assert unpack_update(pack_update(make_update(), "bf16"), 1001).delta.shape == (1001,)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.just(10**5000),
+    st.floats(),
+    st.text(max_size=70),
+    st.binary(max_size=9),
+    st.lists(st.one_of(st.text(max_size=5), st.sampled_from(FINDINGS)), max_size=20),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=3),
+)
+KEYS = st.one_of(
+    st.sampled_from([*pack_update(make_update(), "bf16").config, "spent", "error", "fits"]),
+    st.text(max_size=90),
+)
+ARRAYS = st.one_of(
+    ODD,
+    st.builds(
+        np.zeros,
+        st.sampled_from([(), (0,), (1001,), (1000,), (1001, 1), (3, 3)]),
+        st.sampled_from(["int16", "float32", "float64", "int64", "bool", "S3", "complex64", ">i2"]),
+    ),
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> Parcel:
+    """A good update of which any part may be changed, added or left out."""
+    good = pack_update(make_update(), "bf16")
+    left_out = draw(st.sets(st.sampled_from(sorted(good.config)), max_size=2))
+    config = {key: value for key, value in good.config.items() if key not in left_out}
+    config |= draw(st.dictionaries(KEYS, ODD, max_size=3))
+    names = st.one_of(st.just("delta"), st.text(max_size=5))
+    arrays = good.arrays | draw(st.dictionaries(names, ARRAYS, max_size=1))
+    metric = st.one_of(st.just("val_dice"), st.text(max_size=90))
+    metrics = good.metrics | draw(st.dictionaries(metric, ODD, max_size=3))
+    return Parcel(arrays, config, metrics)
+
+
+@given(mutated())
+def test_whatever_a_site_sends_is_an_update_or_a_rejection(parcel: Parcel) -> None:
+    try:
+        update = unpack_update(parcel, 1001)
+    except UpdateRejectedError:
+        return
+    assert update.delta.shape == (1001,)
+    assert update.delta.dtype == np.float32
+    assert set(update.covers) <= {*FINDINGS, "lungs"}
+    assert all(abs(value) <= 1e6 for value in update.metrics.values())
 
 
 def test_a_base_travels_in_full_precision() -> None:

@@ -8,17 +8,13 @@ see every word that server and sites exchange, in milliseconds.
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from client import answer as courier
-from client.batches import SiteData
-from client.evaluate import Scores
-from client.gate import Gate
+from client.border.gate import Gate
+from client.learning.evaluate import Scores
 from client.policy import Policy
 from client.settings import SiteFolder, SiteSettings
 from common.checkpoint import read_json, write_json
@@ -67,10 +63,12 @@ class NumericSite:
             name=path.name, cache=Path("cache"), annotates=(), policy=self.policy, simulated=True
         )
         self.folder = SiteFolder(path, settings)
-        nobody = SimpleNamespace(table=pd.DataFrame({"patient": ["1"]}))
-        self.gate = Gate(self.folder, cast(SiteData, nobody))
+        self.gate = Gate(self.folder, lambda: ["1"])
         self.name = path.name
         self.finished: list[Flat] = []
+
+    def look_again(self) -> None:
+        """There is no data to look at."""
 
     def train(self, plan: Plan, number: int, shared: Flat) -> Update:
         """A step of a tenth towards the target, plus what the site remembers."""
@@ -137,7 +135,7 @@ class World:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
         monkeypatch.setattr(courier, "_sites", {})
         monkeypatch.setattr(courier.Site, "open", NumericSite)
-        monkeypatch.setattr("server.rounds.POLL_SECONDS", 0.01)
+        monkeypatch.setattr("server.arrivals.POLL_SECONDS", 0.01)
         # No power cut here: without waiting for the disk, hundreds of runs take seconds.
         monkeypatch.setattr("os.fsync", lambda handle: None)
         folders = [root / name for name in names]

@@ -8,10 +8,12 @@ import pytest
 from client import answer
 from common.checkpoint import array_sha256, read_json, write_json
 from common.errors import InputError, NotEnoughSitesError, RefusedError, RoundFailedError
+from common.plan import Plan
 from common.wire import Parcel
 from server import run_folder
 from server.roster import clean_code
 from server.run_folder import RunFolder, begun, check_run, read_encoder
+from server.transport import Reply
 from tests.unit.server.federation_world import World, make_plan, start, target, weight
 
 NAMES = ("ward", "icu", "rural")
@@ -266,34 +268,81 @@ def test_a_site_cannot_take_the_average_over_later(world: World) -> None:
     assert "weight 1e+08, but 4 when" in lines(world)[1]["rejected"][0]["detail"]
 
 
-def test_a_resumed_server_remembers_the_weights(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = make_plan(rounds=2)
+def interrupt(world: World, plan: Plan, number: int) -> None:
+    """Run the plan until its server is interrupted in round `number`."""
 
     def stop(action: str, parcel: Parcel) -> Parcel:
-        if parcel.config.get("round") == 2:
+        if parcel.config.get("round") == number:
             raise KeyboardInterrupt
         return parcel
 
     world.transport.faults["ward"] = stop
     with pytest.raises(KeyboardInterrupt):
         world.run(plan)
+
+
+def test_a_resumed_server_remembers_the_weights(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(rounds=2)
+    interrupt(world, plan, 2)
     world.transport.faults["ward"] = with_config(weight=1e8)
     world.run(plan)
     assert [r["code"] for r in lines(world)[1]["rejected"]] == ["weight"]
 
 
-def test_a_site_with_nearly_all_the_weight_is_named(
+def test_a_resumed_server_remembers_whose_a_name_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server was away a node has come that says that it is the ward, and greets first."""
+    plan = make_plan(rounds=2)
+    interrupt(world, plan, 2)
+    assert read_json(world.run_path / "state.json")["names"] == {
+        "11": "ward", "12": "icu", "13": "rural",
+    }  # fmt: skip
+    world.transport.faults.clear()
+    world.transport.folders[14] = world.transport.folders[11]
+    world.run(plan)
+    record = lines(world)[1]
+    assert list(record["sites"]) == ["icu", "rural", "ward"]
+    [rejected] = record["rejected"]
+    assert (rejected["site"], rejected["code"]) == ("node-14", "name")
+    assert "another node's name" in rejected["detail"]
+
+
+def test_a_resume_with_other_numbers_of_nodes_goes_on(world: World) -> None:
+    plan = make_plan(rounds=2)
+    interrupt(world, plan, 2)
+    world.transport.faults.clear()
+    world.transport.folders = {n + 10: f for n, f in world.transport.folders.items()}
+    world.run(plan)
+    assert list(lines(world)[1]["sites"]) == ["icu", "rural", "ward"]
+    assert list(read_json(world.run_path / "state.json")["names"]) == ["21", "22", "23"]
+
+
+def test_a_site_with_nearly_all_the_weight_is_named_and_held_to_its_share(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.run(make_plan(rounds=1))
     assert not any("of the weight" in line for line in world.lines)
     heavy = World(world.run_path / "x", monkeypatch, NAMES)
-    heavy.transport.faults["icu"] = with_config(weight=1e6)
-    heavy.run(make_plan(rounds=1))
-    assert "  icu: has 100.0% of the weight of this round" in heavy.lines
-    assert lines(heavy)[0]["sites"]["icu"]["weight"] == 1e6
+    heavy.transport.faults["icu"] = with_config(weight=1e4)
+    folder = heavy.run(make_plan(rounds=1, wire="fp32"))
+    assert "  icu: claims 99.9% of the weight of this round, has 50.0%" in heavy.lines
+    assert lines(heavy)[0]["sites"]["icu"]["weight"] == 1e4
+    layout, base = start("local")
+    steps = {name: 0.1 * (target(name, layout.size) - base) for name in NAMES}
+    # ward has 4 and rural 5 of what is left.
+    step = steps["icu"] / 2 + (4 * steps["ward"] + 5 * steps["rural"]) / 18
+    np.testing.assert_allclose(folder.state.shared, base + step, atol=2e-6)
+
+
+def test_a_weight_and_a_norm_together_are_rejected(world: World) -> None:
+    world.transport.faults["icu"] = with_config(weight=1e6)
+    world.run(make_plan(rounds=1))
+    [rejected] = lines(world)[0]["rejected"]
+    assert (rejected["site"], rejected["code"]) == ("icu", "norm")
+    assert "weight x L2 norm" in rejected["detail"]
 
 
 def test_best_encoder_is_the_latest_while_no_round_is_scored(world: World) -> None:
@@ -306,15 +355,122 @@ def test_best_encoder_is_the_latest_while_no_round_is_scored(world: World) -> No
     assert array_sha256(best) == state["encoder_sha256"]
 
 
-def test_two_nodes_with_one_site_folder_count_once(world: World) -> None:
+def test_two_nodes_that_say_one_name_are_both_left_out(world: World) -> None:
     world.transport.folders[14] = world.transport.folders[11]
+    world.run(make_plan(rounds=2))
+    for record in lines(world):
+        assert list(record["sites"]) == ["icu", "rural"]
+        assert [(r["site"], r["code"]) for r in record["rejected"]] == [
+            ("node-11", "name"),
+            ("node-14", "name"),
+        ]
+        assert "says that it is 'ward', as another node does" in record["rejected"][0]["detail"]
+    asked = [(action, node) for action, node, _ in world.transport.sent if action == "train"]
+    assert {node for _, node in asked} == {12, 13}  # a private round would be paid for nothing
+
+
+def test_a_name_stays_with_its_node_once_a_round_is_done(world: World) -> None:
+    def come(action: str, parcel: Parcel) -> Parcel:
+        if action == "train":
+            world.transport.folders.setdefault(14, world.transport.folders[11])
+        return parcel
+
+    world.transport.faults["rural"] = come
+    world.run(make_plan(rounds=3))
+    for record in lines(world)[1:]:
+        assert list(record["sites"]) == ["icu", "rural", "ward"]
+        [rejected] = record["rejected"]
+        assert (rejected["site"], rejected["code"]) == ("node-14", "name")
+        assert "says that it is 'ward', which is another node's name" in rejected["detail"]
+
+
+@pytest.mark.parametrize("site", ["..", ".", "a/b", "\x1b[31m", "node-12", "x" * 65, "", 7, ["a"]])
+def test_what_is_no_name_names_nobody(world: World, site: object) -> None:
+    def rename(action: str, parcel: Parcel) -> Parcel:
+        return replace(parcel, config=parcel.config | {"site": site})
+
+    world.transport.faults["ward"] = rename
     world.run(make_plan(rounds=1))
     [record] = lines(world)
-    assert len(record["sites"]) == 3
-    assert [(r["site"][:5], r["code"]) for r in record["rejected"]] in (
-        [("node-", "schema")],
-        [("ward", "schema")],
-    )
+    [rejected] = record["rejected"]
+    assert (rejected["site"], rejected["code"]) == ("node-11", "schema")
+    assert all(line.isprintable() for line in world.lines)
+    finish = read_json(world.run_path / "state.json")["finish"]
+    assert list(finish["sites"]) == ["icu", "rural"]
+
+
+def test_nobody_finishes_in_anothers_name(world: World) -> None:
+    def rename(action: str, parcel: Parcel) -> Parcel:
+        return replace(parcel, config={"site": "icu"}) if "finish" in action else parcel
+
+    world.transport.faults["ward"] = rename
+    world.run(make_plan(rounds=1))
+    finish = read_json(world.run_path / "state.json")["finish"]
+    assert list(finish["sites"]) == ["icu", "rural"]
+    assert [(r["site"], r["code"]) for r in finish["rejected"]] == [("ward", "schema")]
+
+
+def test_second_and_unasked_answers_are_left_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One site answers twice, and a node that nobody asked says that it lacks the base."""
+    ask = world.transport.ask
+
+    def flood(action: str, parcels, timeout: float):
+        yield Reply(99, Parcel({}, {"site": "x", "error": "base-missing"}, {}), "base-missing")
+        for reply in ask(action, parcels, timeout):
+            yield reply
+            yield reply
+            yield Reply(reply.node, Parcel({}, {"error": "base-missing"}, {}), "base-missing")
+
+    monkeypatch.setattr(world.transport, "ask", flood)
+    world.run(make_plan(rounds=2))
+    for record in lines(world):
+        assert list(record["sites"]) == ["icu", "rural", "ward"]
+        assert (record["rejected"], record["failed"], record["missing"]) == ([], [], [])
+        assert record["unasked"] == ["icu", "node-99", "rural", "ward"]
+
+
+@pytest.mark.parametrize("sites", [2, 3])
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedyogi", "fedavgm"])
+@pytest.mark.parametrize("value", [0x4080, 0x6A00, 0x7F00])  # 4, 3.9e25, 1.7e38 in bfloat16
+def test_a_huge_update_is_left_out_however_few_sites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites: int, name: str, value: int
+) -> None:
+    world = World(tmp_path, monkeypatch, NAMES[:sites])
+
+    def late(action: str, parcel: Parcel) -> Parcel:
+        if parcel.config.get("round") != 2:
+            return parcel
+        return with_delta(lambda d: np.full_like(d, value))(action, parcel)
+
+    world.transport.faults["ward"] = late
+    folder = world.run(make_plan(min_sites=1, strategy={"name": name}))
+    assert [r["code"] for r in lines(world)[1]["rejected"]] == ["norm"]
+    assert np.isfinite(folder.state.shared).all()
+    assert all(np.isfinite(moment).all() for moment in folder.state.strategy.values())
+    hashes = [record["encoder_sha256"] for record in lines(world)]
+    assert len(set(hashes)) == 3  # every round still moves the model
+
+
+def test_two_sites_are_held_to_earlier_rounds_also_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, monkeypatch, NAMES[:2])
+    plan = make_plan(min_sites=1, max_share=1.0, wire="fp32")
+    interrupt(world, plan, 3)
+    norms = [said["norm"] for record in lines(world) for said in record["sites"].values()]
+
+    def grow(action: str, parcel: Parcel) -> Parcel:
+        factor = np.float32(10.5 * np.median(norms))
+        return with_delta(lambda d: d / np.linalg.norm(d) * factor)(action, parcel)
+
+    monkeypatch.setattr("server.firewall.START_FACTOR", 1000.0)  # that it is not what judges
+    world.transport.faults["ward"] = grow
+    world.run(plan)
+    [rejected] = lines(world)[2]["rejected"]
+    assert (rejected["site"], rejected["code"]) == ("ward", "norm")
+    assert f"above {10 * np.median(norms):.4g}" in rejected["detail"]
 
 
 def test_silent_site_is_missing_by_name(world: World) -> None:
@@ -439,20 +595,69 @@ def test_too_few_sites_later(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     assert begun(world.run_path)
 
 
-def test_arrival_with_an_error_is_said(world: World) -> None:
+def test_arrival_with_an_error_is_said_and_names_nobody(world: World) -> None:
     world.transport.faults["ward"] = lambda action, parcel: Parcel(
-        {}, {"site": "ward", "error": "bad-cache"}, {}
+        {}, {"site": "icu", "error": "bad-cache"}, {}
     )
     world.run(make_plan(rounds=1))
-    assert "site ward arrived, but says bad-cache" in world.lines
-    assert lines(world)[0]["failed"] == [{"site": "ward", "code": "bad-cache"}]
+    assert "site node-11 arrived, but says bad-cache" in world.lines
+    assert lines(world)[0]["failed"] == [{"site": "node-11", "code": "bad-cache"}]
 
 
-def test_an_infinite_aggregate_fails_the_round(world: World) -> None:
-    strategy = {"name": "fedavgm", "server_learning_rate": 1e38}
-    plan = make_plan(strategy=strategy, rounds=3)
-    with np.errstate(over="ignore"), pytest.raises(RoundFailedError, match="not finite"):
+def test_a_step_that_the_model_does_not_take_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.rounds.LONGEST_STEP", 0.03)  # of norms 0.1, 0.02, 0.02 x start's
+    sizes = {1: 1e-3, 2: 1.0, 3: 1e-3}
+
+    def scaled(action: str, parcel: Parcel) -> Parcel:
+        factor = np.float32(sizes.get(parcel.config.get("round"), 1.0))
+        return with_delta(lambda d: d * factor)(action, parcel)
+
+    world.transport.faults = dict.fromkeys(NAMES, scaled)
+    folder = world.run(make_plan(encoder="best", wire="fp32", strategy={"name": "fedavgm"}))
+    records = lines(world)
+    assert [record["status"] for record in records] == ["done"] * 3
+    assert [record["not_applied"] and record["not_applied"]["code"] for record in records] == [
+        None,
+        "too-long",
+        None,
+    ]
+    hashes = [record["encoder_sha256"] for record in records]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert any("round 2 changes nothing, too-long: step of L2 norm" in line for line in world.lines)
+    assert folder.state.best.round == 3  # round 2 has the best scores, of models that are not used
+
+
+def test_a_run_of_which_no_round_could_be_applied_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.rounds.LONGEST_STEP", 1e-9)
+    plan = make_plan(rounds=3)
+    with pytest.raises(RoundFailedError, match="none of the 3 rounds could be applied"):
         world.run(plan)
+    assert [record["not_applied"]["code"] for record in lines(world)] == ["too-long"] * 3
+    with pytest.raises(RoundFailedError, match="none of the 3 rounds could be applied"):
+        world.run(plan)  # a resume says the same
+
+
+def test_the_best_round_is_the_median_sites_word(world: World) -> None:
+    """One site that praises the first round to the skies does not choose it."""
+
+    def praise(action: str, parcel: Parcel) -> Parcel:
+        score = {1: 1e6, 2: 0.0, 3: 0.0}.get(parcel.config.get("round"), 0.0)
+        return with_metrics("train", val_macro_auroc=score)(action, parcel)
+
+    world.transport.faults["ward"] = praise
+    folder = world.run(make_plan(encoder="best"))
+    assert (folder.state.best.round, folder.state.best.score) == (2, 0.8)
+
+
+def test_with_fewer_than_three_scores_the_last_round_is_taken(world: World) -> None:
+    world.transport.faults["ward"] = with_metrics("train")
+    folder = world.run(make_plan(encoder="best"))
+    assert folder.state.best is None
+    assert array_sha256(folder.best_encoder()) == array_sha256(folder.state.shared)
 
 
 def test_resume_with_another_plan_is_refused(world: World) -> None:
@@ -539,6 +744,8 @@ def test_shared_heads_travel_and_are_aggregated(tmp_path: Path, monkeypatch) -> 
     assert not moved[head].any()  # the numeric sites annotate nothing
 
 
-def test_error_codes_are_printed_only_if_they_look_like_codes() -> None:
+@pytest.mark.parametrize("code", ["secret-of-patient-7", "\x1b[31m/home/x", "", "x" * 10_000])
+def test_only_codes_that_we_know_are_printed(code: str) -> None:
     assert clean_code("bad-cache") == "bad-cache"
-    assert clean_code("\x1b[31m/home/x") == "unknown-error"
+    assert clean_code("budget-spent") == "budget-spent"
+    assert clean_code(code) == "unknown-error"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from server.cli import app, main
-from tests.unit.server.test_server_privacy_report import example, spent, write_run
+from server.__main__ import main
+from server.cli import app
+from tests.unit.server.report.test_server_privacy_report import example, spent, write_run
 
 
 def test_the_report_is_written_beside_the_run_or_elsewhere(tmp_path: Path) -> None:

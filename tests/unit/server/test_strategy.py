@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from common.checkpoint import read_arrays, write_arrays
+from common.errors import StepRejectedError
 from common.findings import FINDINGS
 from common.parameters import Layout
 from common.sections import StrategyPlan
@@ -163,14 +164,14 @@ def covering(update: Update, *covers: str) -> Update:
 
 
 def test_a_finding_is_averaged_over_the_sites_that_annotate_it() -> None:
-    """Surgical Aggregation, arXiv 2301.06683, section 3; lungs likewise."""
+    """Surgical Aggregation, arXiv 2301.06683, section 3; lungs likewise. Without a cap."""
     first, second, third = make_updates(1, 3, HEADS)
     updates = [
         covering(first, "Effusion"),
         covering(second, "Effusion", "Mass"),
         covering(third, "lungs"),
     ]
-    step = Aggregator(StrategyPlan()).step(1, updates, HEADS)
+    step = Aggregator(StrategyPlan(), max_share=1.0).step(1, updates, HEADS)
     deltas = [update.delta.astype(np.float64) for update in updates]
     effusion, mass, edema = (FINDINGS.index(name) for name in ("Effusion", "Mass", "Edema"))
     weight = slice(2, 30)
@@ -198,3 +199,94 @@ def test_imputing_leaves_the_updates_alone() -> None:
 def test_full_coverage_copies_nothing() -> None:
     updates = make_updates(1)
     assert all(a is b.delta for a, b in zip(impute(updates, LAYOUT), updates, strict=True))
+
+
+def heads_of(weights: tuple[float, ...], covers: tuple[tuple[str, ...], ...]) -> list[Update]:
+    """One update a weight; every number of the k-th delta is k + 1."""
+    return [
+        Update(
+            SCHEMA, "plan", 1, f"site-{k}", HEADS.sha256,
+            np.full(HEADS.size, k + 1, np.float32), weight, covers[k], {}, 1.0,
+        )
+        for k, weight in enumerate(weights)
+    ]  # fmt: skip
+
+
+def test_no_site_takes_the_average() -> None:
+    updates = heads_of((1.0, 1.0, 1.0, 1e8), ((), (), (), ()))
+    step = Aggregator(StrategyPlan()).step(1, updates, HEADS)
+    np.testing.assert_allclose(step[:2], (1 + 2 + 3) / 6 + 4 / 2, rtol=1e-6)
+    step = Aggregator(StrategyPlan(), max_share=0.25).step(1, updates, HEADS)
+    np.testing.assert_allclose(step[:2], 2.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
+def test_no_site_takes_a_row_of_the_shared_head(name: str) -> None:
+    """Few cover a row: among them the cap holds, too, whatever share they have of the encoder."""
+    both = ("Effusion", "Mass")
+    covers = (both, ("Effusion",), ("Effusion",), both, ())
+    updates = heads_of((1.0, 1.0, 1.0, 1e6, 1e6), covers)
+    plan = StrategyPlan(name=name, proximal_mu=0.1 if name == "fedprox" else 0.0)
+    step = Aggregator(plan).step(1, updates, HEADS)
+    bias = step[30:44]
+    # Effusion: sites 1, 2, 3 and the heavy 4; half is the heavy one's.
+    np.testing.assert_allclose(bias[FINDINGS.index("Effusion")], 2 / 2 + 4 / 2, rtol=1e-6)
+    np.testing.assert_allclose(bias[FINDINGS.index("Mass")], (1 + 4) / 2, rtol=1e-6)
+    assert bias[FINDINGS.index("Edema")] == 0.0
+
+
+def test_a_median_hears_what_the_covering_sites_sent() -> None:
+    updates = heads_of((1.0,) * 3, (("Mass",), ("Mass",), ("Mass",)))
+    updates[2].delta[:] = 1000.0
+    updates.append(heads_of((1.0,) * 4, ((), (), (), ()))[3])
+    sent = [delta[30 + FINDINGS.index("Mass")] for delta in impute(updates, HEADS, 0.5, True)]
+    np.testing.assert_allclose(sent, [1, 2, 1000, 1003 / 3], rtol=1e-6)
+
+
+MOMENTS = [
+    StrategyPlan(name="fedadam"),
+    StrategyPlan(name="fedyogi"),
+    StrategyPlan(name="fedavgm", server_momentum=0.9),
+]
+
+
+@pytest.mark.parametrize("plan", [StrategyPlan(), *MOMENTS])
+@pytest.mark.parametrize("huge", [1e12, 1e25, 1.5e38, 3e38])
+@pytest.mark.parametrize("spoilt", [1, 3])
+def test_a_huge_update_spoils_no_later_round(plan: StrategyPlan, huge: float, spoilt: int) -> None:
+    """The rounds after it are those of a run in which it never came."""
+    hurt, calm = Aggregator(plan), Aggregator(plan)
+    shared = calm_shared = np.ones(LAYOUT.size, np.float32)
+    for number in range(1, 6):
+        updates = make_updates(number, 2)
+        if number == spoilt:
+            before = {name: value.copy() for name, value in hurt.state().items()}
+            for update in updates:
+                update.delta[:] = huge
+            with pytest.raises(StepRejectedError) as caught:
+                # FedAdam and FedYogi scale a step to their rate: their moments tell.
+                hurt.advance(number, updates, LAYOUT, shared, 1e-3 if huge < 1e20 else 100.0)
+            assert caught.value.code in ("not-finite", "too-long")
+            after = hurt.state()
+            assert after.keys() == before.keys()
+            for name in after:
+                np.testing.assert_array_equal(after[name], before[name])
+            continue
+        shared = hurt.advance(number, updates, LAYOUT, shared, 100.0)
+        calm_shared = calm.advance(number, updates, LAYOUT, calm_shared, 100.0)
+        np.testing.assert_array_equal(shared, calm_shared)
+
+
+def test_a_step_longer_than_allowed_is_named_with_its_length() -> None:
+    updates = heads_of((1.0,), ((),))  # 47 numbers: 2 of the encoder are 1, the heads 0
+    with pytest.raises(StepRejectedError, match=r"too-long: step of L2 norm 1\.414 above 1\.4$"):
+        Aggregator(StrategyPlan()).advance(1, updates, HEADS, np.zeros(47, np.float32), 1.4)
+    Aggregator(StrategyPlan()).advance(1, updates, HEADS, np.zeros(47, np.float32), 1.5)
+
+
+def test_parameters_that_would_overflow_are_named() -> None:
+    updates = heads_of((1.0,), ((),))
+    shared = np.full(HEADS.size, 3.4e38, np.float32)
+    updates[0].delta[:] = 1e37
+    with pytest.raises(StepRejectedError, match="the new parameters would not be finite"):
+        Aggregator(StrategyPlan()).advance(1, updates, HEADS, shared, float("inf"))

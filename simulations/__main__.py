@@ -1,0 +1,20 @@
+"""Where `consilium-sim` and `python -m simulations` start. Light: Ctrl-C works at once."""
+
+from typing import Any
+
+from common.entry import exit_on_error
+
+
+def main() -> None:
+    """Run the command line; whatever ends it is one message and one exit code."""
+    exit_on_error("consilium-sim", _load)
+
+
+def _load() -> Any:
+    from simulations.cli import app  # takes seconds, and is therefore not above
+
+    return app
+
+
+if __name__ == "__main__":
+    main()
