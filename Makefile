@@ -39,7 +39,7 @@ demo: setup  ## four phantom hospitals learn together; ends with a table and a r
 	$(BIN)/consilium-sim run simulations/plans/demo.yaml --out $(RUN)
 
 test: setup  ## all fast tests with coverage, and the real Flower processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not documents" --cov --cov-report=term:skip-covered --cov-report=json:build/coverage.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not documents" --cov --cov-report=term:skip-covered --cov-report=json:build/coverage.json
 	$(BIN)/python -m tests.coverage_floor build/coverage.json
 
 lint: setup  ## ruff and strict mypy

@@ -8,6 +8,8 @@ It is written after the commit, so a crash between the two leaves it behind the 
 of it. A ledger with fewer entries than its anchor, or with others, was cut or edited.
 """
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -87,7 +89,7 @@ class Store:
             raise damaged(self.path, "", "no file")
         with self._connection("rwc" if create else "rw") as db:
             if create and not self.anchor.exists():
-                db.execute("PRAGMA journal_mode=WAL")
+                self._keep_wal(db)
             db.execute("BEGIN IMMEDIATE")
             anchor = self._read_anchor()
             if create and anchor is None:
@@ -108,6 +110,16 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             self._write_anchor(Head(*db.execute(_LAST).fetchone()))
             db.execute("COMMIT")
+
+    def _keep_wal(self, db: sqlite3.Connection) -> None:
+        """Set the journal's mode, which the file keeps. SQLite fails where two set it at once."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if db.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                db.execute("PRAGMA journal_mode=WAL")
+        finally:
+            os.close(folder)  # which lets go
 
     def _verified(self, db: sqlite3.Connection, anchor: Head | None, empty: bool) -> list[Entry]:
         rows = db.execute(_READ).fetchall()

@@ -170,6 +170,7 @@ def own(command: Command, run: Path) -> list[str]:
     return words + (["--images", "20", "--size", "32"] if words[1] == "phantom" else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", once(HERE))
 def test_a_command_of_the_documents(command: Command, place: Path, run: Path) -> None:
     words = own(command, run)

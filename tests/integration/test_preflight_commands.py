@@ -188,6 +188,7 @@ def test_a_run_says_them_once_at_its_end_and_again_when_resumed(place: Path) -> 
     assert f"  - {unlabelled}\n" in planned
 
 
+@pytest.mark.slow
 def test_a_study_says_them_too(place: Path, nih_archive: ArchiveFactory) -> None:
     archive = nih_archive("masked", patients=12, masks=True)
     picture = next(archive.rglob("00000001_000.png"))

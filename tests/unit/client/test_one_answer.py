@@ -204,7 +204,7 @@ def test_serving_heads_end_with_the_time_for_them(cache: Cache, tmp_path: Path) 
     site = Site.open(folder)
     site.train(plan, 1, start(plan))
     begun = time.monotonic()
-    site.settle(plan, 1, start(plan), begun + 1.0)
+    site.settle(plan, 1, start(plan), begun + 0.1)
     assert time.monotonic() - begun < 5.0
     assert not site.serving_model(plan).exists()
     assert "not done in time" in (folder / "reports" / "site.log").read_text()

@@ -77,6 +77,24 @@ def test_processes_that_start_and_write_at_once_lose_nothing(tmp_path: Path) -> 
     assert [e.kind for e in Ledger(path).entries()] == ["open"] + ["sent"] * 45
 
 
+def begin(path: Path, start: Barrier) -> None:
+    start.wait()
+    Ledger(path).open("patient")
+
+
+def test_processes_that_begin_a_ledger_at_once_all_have_it(tmp_path: Path) -> None:
+    for trial in range(20):
+        path, start = tmp_path / str(trial) / "ledger.sqlite", FORK.Barrier(4)
+        path.parent.mkdir()
+        starters = [FORK.Process(target=begin, args=(path, start)) for _ in "abcd"]
+        for starter in starters:
+            starter.start()
+        for starter in starters:
+            starter.join(60)
+        assert [starter.exitcode for starter in starters] == [0, 0, 0, 0]
+        assert [e.kind for e in Ledger(path).entries()] == ["open"]
+
+
 def test_a_killed_process_leaves_its_charge(tmp_path: Path) -> None:
     ledger = started(tmp_path)
     code = """
