@@ -15,14 +15,16 @@ from common.plan import Plan
 from simulations.experiment.prepare import Prepared, prepare
 from simulations.study.cells import Cell, Outcome, SiteRows, TestSet, load_test, run_cells
 
-SEEDS = (1, 2, 3)
-# Measured with `python -m tests.e2e.test_unlabelled_sites DIR` (docs/results.md has the values):
-# adding a site changed the macro AUROC by amounts with a standard deviation of 0.017 over the
-# seeds, so the mean over three seeds is uncertain by 0.017 / sqrt(3).
-NOISE = 0.010
+SEEDS = (1, 2, 3, 4, 5)
+VOTE = 0.1
+# How far the macro AUROC may fall in the mean of the seeds: three standard errors. Over nine seeds
+# the difference had a standard deviation of 0.012 with the 5 % hospital, and of 0.0012 (about a
+# mean of -0.0024) with the silent one alone. With a whole vote for every image the falls are
+# 0.044, 0.012 and 0.048 (docs/results.md has the values), so that a broken vote is noticed.
+LOST = {"few": 0.016, "none": 0.006, "both": 0.016}
 
 
-def plan(seed: int = 1) -> Plan:
+def plan(seed: int = 1, vote: float = VOTE) -> Plan:
     return Plan.model_validate(
         {
             "name": "unlabelled-sites",
@@ -36,7 +38,7 @@ def plan(seed: int = 1) -> Plan:
                 "learning_rate": 0.002,
                 "head_learning_rate": 0.01,
             },
-            "semi_supervision": {"mode": "mean-teacher", "vote": 0.1},
+            "semi_supervision": {"mode": "mean-teacher", "vote": vote},
             "federation": {"rounds": 16, "min_sites": 2},
             "simulation": {
                 "sites": 4,
@@ -64,7 +66,7 @@ def macro_auroc(outcome: Outcome, test: TestSet, rows: Rows, truth: np.ndarray) 
     return value
 
 
-def compare(folder: Path) -> dict[str, list[float]]:
+def compare(folder: Path, vote: float = VOTE) -> dict[str, list[float]]:
     """Macro AUROC of the council on all hospitals' test patients, per seed."""
     quiet = Console(quiet=True)
     prepared = prepare(plan(), folder, None, None, False, quiet)
@@ -77,7 +79,7 @@ def compare(folder: Path) -> dict[str, list[float]]:
     test = TestSet("findings", prepared.cache_folder, prepared.findings_test())
     arms = {"base": whole, "few": whole + few, "none": whole + none, "both": whole + few + none}
     cells = [
-        Cell(f"{arm}-{seed}", plan(seed), sites(prepared, names))
+        Cell(f"{arm}-{seed}", plan(seed, vote), sites(prepared, names))
         for arm, names in arms.items()
         for seed in SEEDS
     ]
@@ -97,12 +99,11 @@ def compare(folder: Path) -> dict[str, list[float]]:
 def test_sites_with_few_or_no_labels_do_not_hurt(tmp_path: Path) -> None:
     """Two labelled hospitals, and with them one with 5 % of its labels, one with none, or both."""
     result = compare(tmp_path / "study")
-    base = np.mean(result["base"])
-    for arm in ("few", "none", "both"):
-        assert np.mean(result[arm]) >= base - NOISE, result
+    for arm, lost in LOST.items():
+        assert np.mean(result[arm]) >= np.mean(result["base"]) - lost, result
 
 
-if __name__ == "__main__":  # to measure the noise: python -m tests.e2e.test_unlabelled_sites DIR
+if __name__ == "__main__":  # python -m tests.e2e.test_unlabelled_sites DIR [VOTE]
     import sys
 
-    print(compare(Path(sys.argv[1])))
+    print(compare(Path(sys.argv[1]), *map(float, sys.argv[2:3])))
