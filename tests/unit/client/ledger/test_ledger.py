@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import pickle
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -56,13 +58,41 @@ def test_another_unit_is_refused(tmp_path: Path) -> None:
     assert ledger.head().entries == 1
 
 
+def test_the_same_charge_on_a_ledger_set_back_is_another_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that holds the forgotten one tells them apart, be it in the same second."""
+    ledger = started(tmp_path)
+    kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr("client.ledger.store.datetime", AlwaysNow)
+    heads = []
+    for _ in range(2):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        for file, content in kept.items():
+            file.write_bytes(content)
+        ledger.reserve(reservation(), CAP)
+        heads.append(ledger.head())
+    assert heads[0].entries == heads[1].entries
+    assert heads[0].sha256 != heads[1].sha256
+
+
+class AlwaysNow(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "AlwaysNow":
+        return cls(2026, 11, 29, tzinfo=tz)
+
+
 def test_a_reservation_is_charged_and_composed(tmp_path: Path) -> None:
     ledger = started(tmp_path)
     receipt = ledger.reserve(reservation(), CAP)
     assert receipt.epsilon_before == 0.0
     assert receipt.epsilon_after == epsilon([STEP], DELTA) == ledger.epsilon(DELTA)
     assert receipt.entry == ledger.entries()[-1]
+    nonce = receipt.entry.body["nonce"]
+    assert re.fullmatch(r"[0-9a-f]{16}", nonce)
     assert receipt.entry.body == {
+        "nonce": nonce,
         "purpose": "training",
         "plan_name": "a plan",
         "plan": "f" * 64,
