@@ -192,12 +192,12 @@ def _received(site: Site, parcel: Parcel) -> tuple[Broadcast, Plan, Flat]:
     """
     broadcast = unpack_broadcast(parcel)
     base, plan = _base(site, broadcast), plan_from_json(broadcast.plan_json)
-    size = _layout(broadcast.plan_json).size
-    if base.shape != (size,) or broadcast.delta.shape != (size,):
+    layout = _layout(broadcast.plan_json)
+    if base.shape != (layout.size,) or broadcast.delta.shape != (layout.moving,):
         found = f"{base.shape} and {broadcast.delta.shape} numbers"
-        allowed = f"({size},), the layout of the plan's model"
+        allowed = f"({layout.size},) and ({layout.moving},), the layout of the plan's model"
         raise LayoutError(Problem("broadcast", "base, delta", found, allowed, "Send again."))
-    return broadcast, plan, base + broadcast.delta
+    return broadcast, plan, layout.moved(base, broadcast.delta)
 
 
 def _base(site: Site, broadcast: Broadcast) -> Flat:
@@ -239,8 +239,7 @@ def _base_file(site: Site, sha256: str) -> Path:
 def _layout(plan_json: str) -> Layout:
     """The layout that the plan's model has, whatever weights it starts from."""
     plan = plan_from_json(plan_json)
-    bare = plan.model_copy(update={"model": plan.model.model_copy(update={"pretrained": "none"})})
-    return shared_layout(build_model(bare), plan.heads)
+    return shared_layout(build_model(plan, pretrained=False), plan.heads)
 
 
 def _refusal(site: str, code: str, fits: int | None = None) -> Parcel:

@@ -5,13 +5,14 @@ the strictest one: no plan may run until the hospital has set a cap.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import RefusedError
+from common.model_plan import BACKBONES, Backbone
 from common.plan import Plan
-from common.sections import Backbone, Unit
+from common.sections import Unit
 
 
 class Policy(BaseModel):
@@ -72,7 +73,7 @@ class Policy(BaseModel):
     max_image_size: int = Field(512, ge=32, le=1024, description="pixels per side")
     max_decoder_width: int = Field(128, ge=8, le=256, description="channels")
     backbones: tuple[Backbone, ...] = Field(
-        get_args(Backbone), min_length=1, max_length=10, description="networks that may be trained"
+        BACKBONES, min_length=1, max_length=100, description="networks that may be trained"
     )
     strict_noise: bool = Field(False, description="each draw is the sum of four, halved")
 

@@ -26,7 +26,7 @@ from client.privacy.training import check_trainable, train_private_round
 from client.settings import SiteFolder, open_site_folder
 from client.ward import Ward, pick_device
 from common.checkpoint import array_sha256, write_arrays
-from common.parameters import Flat, flatten, load_flat
+from common.parameters import Flat, load_flat
 from common.plan import Plan
 from common.update import SCHEMA, Update
 
@@ -74,7 +74,7 @@ class Site(Ward):
         load_flat(resident.model, resident.layout, shared)
         self.gate.reserve(plan, round_number, None)
         metrics = self._train(resident, states, plan, round_number)
-        delta = flatten(resident.model, resident.layout) - shared
+        delta = resident.delta(shared)
         seconds = time.monotonic() - started
         covers = self.covers
         return self._update(resident, plan, round_number, delta, weight, covers, metrics, seconds)
@@ -131,7 +131,7 @@ class Site(Ward):
             states.restore(resident, optimizer, before=round_number)
             entry = self.gate.reserve(plan, round_number, asked)
             self._train_privately(resident, optimizer, states, plan, round_number, asked)
-            delta = flatten(resident.model, resident.layout) - shared
+            delta = resident.delta(shared)
             metrics = self.gate.leaving(plan, round_number, {}, resident.model, self.data)
             check_time(until)
             states.keep_sent(round_number, received, delta, entry.number, entry.sha256)

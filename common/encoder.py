@@ -1,16 +1,16 @@
 """Encoders: the shared part of the model.
 
-Every encoder takes (B, 1, S, S) float images in [0, 1] and returns five feature maps, finest
-first, at strides 2, 4, 8, 16 and 32 (`multimix`: 1 to 16). GroupNorm everywhere: it has no
-running statistics that would have to be averaged or could leak, and it is what differential
-privacy allows. No operation on the path is in-place, because per-sample gradient hooks cannot
-follow those.
+Every encoder takes (B, 1, S, S) float images in [0, 1] and returns feature maps, finest first, at
+strides 2, 4, 8, 16 and 32 (`multimix`: 1 to 16; ConvNeXt: from 4). No layer has running
+statistics, which would have to be averaged and could leak: GroupNorm from scratch, and for
+pretrained weights what they have made of it (`Affine`). That is what differential privacy allows,
+too. No operation on the path is in-place, because per-sample gradient hooks cannot follow those.
 
-To add a backbone: write a function that returns an `Encoder`, name it in `OURS`, or in
-`common.torchvision_encoders.BACKBONES`, and in `common.sections.Backbone`.
+Our own small networks are here; `common.timm_encoders` has all others.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import gcd
 
 import torch
@@ -34,25 +34,83 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(gcd(GROUPS, channels), channels)
 
 
-class Encoder(nn.Module):
-    """Five stages in a row, each at half the resolution of the one before; `channels[i]` wide."""
+class Affine(nn.Module):
+    """y = a x + b for each channel: a BatchNorm at its running statistics, as two parameters.
 
-    def __init__(self, stages: list[nn.Module], channels: tuple[int, ...]) -> None:
+    A BatchNorm in evaluation mode is a = w / sqrt(var + eps), b = bias - mean a (Ioffe and
+    Szegedy, ICML 2015, algorithm 2). Nothing is left to average wrongly or to leak.
+    """
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.channels = channels
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How grey levels in [0, 1] enter a network: (x - mean) / deviation.
+
+    None: by each image's own mean and deviation (`standardise`).
+    """
+
+    mean: float | None = None
+    deviation: float = 1.0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 1, S, S) to the same shape."""
+        return standardise(images) if self.mean is None else (images - self.mean) / self.deviation
+
+
+class Encoder(nn.Module):
+    """Feature maps at ever coarser resolutions; map number i has `channels[i]` channels.
+
+    words: what normalises and how pixels enter, which no parameter tells.
+    """
+
+    def __init__(self, channels: tuple[int, ...], norm: str, pixels: Pixels) -> None:
+        super().__init__()
+        self.channels, self.pixels = channels, pixels
+        self.words = f"{norm}, {pixels}"
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 1, S, S) in [0, 1] to five maps (B, channels[i], side, side), finest first."""
-        x = standardise(images)
+        """(B, 1, S, S) in [0, 1] to maps (B, channels[i], side, side), finest first."""
+        return self.features(self.pixels(images))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What `forward` returns, of images as the network takes them."""
+        raise NotImplementedError
+
+    def by_stage(self) -> list[list[nn.Parameter]]:
+        """The parameters that each map needs beyond those before it: every one once."""
+        raise NotImplementedError
+
+
+class StagedEncoder(Encoder):
+    """Stages in a row, each at half the resolution of the one before."""
+
+    def __init__(self, stages: list[nn.Module], channels: tuple[int, ...]) -> None:
+        super().__init__(channels, "group", Pixels())
+        self.stages = nn.ModuleList(stages)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """See Encoder."""
         features = []
         for stage in self.stages:
-            x = stage(x)
-            features.append(x)
+            images = stage(images)
+            features.append(images)
         return features
 
+    def by_stage(self) -> list[list[nn.Parameter]]:
+        """See Encoder."""
+        return [list(stage.parameters()) for stage in self.stages]
 
-def _tiny() -> Encoder:
+
+def _tiny() -> StagedEncoder:
     """A plain five-stage network of 0.29 M parameters for tests and the demo."""
     channels = (16, 32, 48, 96, 160)
     stages: list[nn.Module] = []
@@ -69,10 +127,10 @@ def _tiny() -> Encoder:
             )
         )
         width_in = width
-    return Encoder(stages, channels)
+    return StagedEncoder(stages, channels)
 
 
-def _multimix() -> Encoder:
+def _multimix() -> StagedEncoder:
     """The encoder of MultiMix (arXiv 2110.13185; 1.18 M parameters), without its dropout.
 
     Instance normalisation without affine is GroupNorm with one channel a group.
@@ -88,27 +146,10 @@ def _multimix() -> Encoder:
             layers.append(nn.LeakyReLU(0.2))
         stages.append(nn.Sequential(*layers))
         width_in = width
-    return Encoder(stages, channels)
+    return StagedEncoder(stages, channels)
 
 
-OURS: dict[str, Callable[[], Encoder]] = {"tiny": _tiny, "multimix": _multimix}
-
-
-def build_encoder(backbone: str) -> Encoder:
-    """A randomly initialised encoder. Raises KeyError for an unknown name.
-
-    torchvision takes 2 s to import, so it is loaded for a network of its own alone.
-    """
-    if backbone in OURS:
-        encoder = OURS[backbone]()
-    else:
-        from common.torchvision_encoders import BACKBONES
-
-        encoder = BACKBONES[backbone]()
-    for module in encoder.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-    return encoder
+OURS: dict[str, Callable[[], StagedEncoder]] = {"tiny": _tiny, "multimix": _multimix}
 
 
 def fold_batch_norm(

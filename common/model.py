@@ -1,21 +1,20 @@
 """The multitask model: one shared encoder, a findings head and a lungs head."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from common.encoder import Encoder, build_encoder, fold_batch_norm
+from common.encoder import OURS, Affine, Encoder, Pixels
 from common.errors import InputError, Problem
 from common.heads import FindingsHead, LungsHead
+from common.model_plan import ModelPlan
 from common.parameters import ENCODER
 from common.plan import Plan
+from common.pretrained import is_ours, read_weights
 from common.saliency import PLANES, bridge_planes
-from common.sections import ModelPlan
 
 
 @dataclass
@@ -38,6 +37,11 @@ class MultitaskModel(nn.Module):
         self.lungs = (
             LungsHead(encoder.channels, plan.decoder_width, planes, stages) if lungs else None
         )
+
+    @property
+    def words(self) -> str:
+        """What the shapes of the parameters do not tell: it belongs to the layout."""
+        return self.encoder.words
 
     def forward(
         self, images: Tensor, lung_rows: Tensor | None = None, planes: Tensor | None = None
@@ -87,145 +91,87 @@ def build_model(plan: Plan, pretrained: bool = True) -> MultitaskModel:
     them from the server, and may have neither the file nor a network.
 
     The seed is used inside a fork of torch's generator, so the caller's random state is kept.
-    Raises InputError when pretrained weights are asked for and cannot be had.
+    Raises InputError when pretrained weights are asked for and cannot be had, or are another
+    network's.
     """
+    source = plan.model.pretrained if pretrained else "none"
+    state = None if source == "none" else read_weights(source, plan.model.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        encoder = build_encoder(plan.model.backbone)
+        encoder = build_encoder(plan.model, state)
         model = MultitaskModel(encoder, plan.tasks.findings, plan.tasks.lungs, plan.model)
-    if pretrained and plan.model.pretrained != "none":
-        load_pretrained(encoder, plan.model.backbone, plan.model.pretrained)
+    _fix(encoder, plan)
     return model
 
 
-def load_pretrained(encoder: Encoder, backbone: str, source: str) -> None:
-    """Fill the encoder, in place, with a torchvision-style state dict of the same backbone.
+def _fix(encoder: Encoder, plan: Plan) -> None:
+    """Take gradients from what the plan does not train."""
+    trains = plan.training.trains
+    for number, stage in enumerate(encoder.by_stage()):
+        if number < plan.model.frozen_stages or trains == "heads":
+            for parameter in stage:
+                parameter.requires_grad_(False)
+    if trains == "norms":
+        for module in encoder.modules():
+            if not isinstance(module, Affine | nn.GroupNorm | nn.LayerNorm):
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
 
-    source: "imagenet" (through torchvision, which downloads once) or a local .safetensors or
-    state-dict file; of a whole model of ours, such as a site's final one, the encoder is taken.
-    The first convolution is summed over RGB, since a grey image is the same
-    in all three; BatchNorm is folded into GroupNorm (`encoder.fold_batch_norm`).
-    Raises InputError when the weights are not there, or are another network's.
+
+def build_encoder(plan: ModelPlan, state: Mapping[str, Tensor] | None = None) -> Encoder:
+    """The plan's encoder, holding a state dict as `read_weights` gives it, or random weights.
+
+    Raises InputError for a network that cannot be had, and for weights that are another's.
     """
-    state = _imagenet(backbone) if source == "imagenet" else _weight_file(Path(source))
-    own = any(name.startswith(ENCODER) for name in state)
+    ours = OURS.get(plan.backbone)
+    theirs = state is not None and not is_ours(state)
+    if ours is not None:
+        encoder: Encoder = ours()
+    else:
+        # timm takes 2 s to import, so it is loaded for a network of its own alone.
+        from common.timm_encoders import build_timm
 
-    def named(name: str) -> str:
-        return ENCODER + name if own else _torchvision_name(name, backbone)
+        pixels = pixels_of(plan)
+        encoder = build_timm(plan.backbone, norm_of(plan), pixels, state if theirs else None)
+    if state is not None and (ours is not None or not theirs):
+        _take(encoder, plan, state)
+    return encoder
 
-    wanted = [named(name) for name, _ in encoder.named_parameters()]
-    missing = [name for name in wanted if name not in state]
+
+def norm_of(plan: ModelPlan) -> Literal["affine", "group"]:
+    """What normalises a network of timm: the plan's word, or what suits its start."""
+    if plan.norm != "auto":
+        return plan.norm
+    return "group" if plan.pretrained == "none" else "affine"
+
+
+def pixels_of(plan: ModelPlan) -> Pixels:
+    """How grey levels enter a network of timm: the plan's word, or what its weights expect."""
+    if plan.pixels == "image" or (plan.pixels == "auto" and plan.pretrained == "none"):
+        return Pixels()
+    if plan.pixels == "xrv":
+        # torchxrayvision.datasets.normalize: [0, 1] to [-1024, 1024].
+        return Pixels(0.5, 0.5 / 1024)
+    from common.timm_encoders import timm_pixels
+
+    return timm_pixels(plan.backbone)
+
+
+def _take(encoder: Encoder, plan: ModelPlan, state: Mapping[str, Tensor]) -> None:
+    """Copy an encoder of ours, alone or in a whole model, in place."""
+    own, prefix = dict(encoder.named_parameters()), ENCODER if is_ours(state) else ""
+    missing = [name for name in own if prefix + name not in state]
     if missing:
-        raise InputError(
-            Problem(
-                source,
-                f"weight {missing[0]!r}",
-                f"{len(missing)} of {len(wanted)} weights missing",
-                f"a torchvision state dict of {backbone}",
-                "Use weights of the plan's backbone.",
-            )
-        )
+        raise InputError(_other_weights(plan, f"{len(missing)} of {len(own)} weights missing"))
     with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            value = _converted(named(name), state, parameter.shape)
+        for name, parameter in own.items():
+            value = state[prefix + name]
             if value.shape != parameter.shape:
-                found = f"shape {tuple(value.shape)}"
-                allowed = str(tuple(parameter.shape))
-                raise InputError(
-                    Problem(source, name, found, allowed, "Use weights of the plan's backbone.")
-                )
+                found = f"{name} of shape {tuple(value.shape)} instead of {tuple(parameter.shape)}"
+                raise InputError(_other_weights(plan, found))
             parameter.copy_(value)
 
 
-def _converted(name: str, state: dict[str, Tensor], shape: torch.Size) -> Tensor:
-    """One torchvision weight in our form: grey stem, GroupNorm affine."""
-    value = state[name].float()
-    if value.ndim == 4 and value.shape[1] == 3 and shape[1] == 1:
-        return value.sum(dim=1, keepdim=True)
-    layer, _, kind = name.rpartition(".")
-    if value.ndim == 1 and f"{layer}.running_var" in state:
-        weight, bias = fold_batch_norm(
-            state[f"{layer}.weight"].float(),
-            state[f"{layer}.bias"].float(),
-            state[f"{layer}.running_mean"].float(),
-            state[f"{layer}.running_var"].float(),
-        )
-        return weight if kind == "weight" else bias
-    return value
-
-
-# Where a stage's children came from in torchvision's own modules.
-_STAGES = {
-    "resnet": {
-        "stages.0.0.": "conv1.",
-        "stages.0.1.": "bn1.",
-        "stages.1.1.": "layer1.",
-        "stages.2.": "layer2.",
-        "stages.3.": "layer3.",
-        "stages.4.": "layer4.",
-    },
-    "densenet": {
-        "stages.0.0.": "features.conv0.",
-        "stages.0.1.": "features.norm0.",
-        "stages.1.1.": "features.denseblock1.",
-        "stages.2.0.": "features.transition1.",
-        "stages.2.1.": "features.denseblock2.",
-        "stages.3.0.": "features.transition2.",
-        "stages.3.1.": "features.denseblock3.",
-        "stages.4.0.": "features.transition3.",
-        "stages.4.1.": "features.denseblock4.",
-        "stages.4.2.": "features.norm5.",
-    },
-}
-
-
-def _torchvision_name(name: str, backbone: str) -> str:
-    for ours, theirs in _STAGES.get(backbone.rstrip("0123456789"), {}).items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
-
-
-def _imagenet(backbone: str) -> dict[str, Tensor]:
-    from common.torchvision_encoders import IMAGENET  # see `build_encoder`
-
-    weights = IMAGENET.get(backbone)
-    if weights is None:
-        step = "Use one of the backbones " + ", ".join(IMAGENET)
-        allowed = f"none, or a local file, for {backbone}"
-        raise InputError(Problem("plan", "model.pretrained", "imagenet", allowed, f"{step}."))
-    try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except OSError as error:  # URLError and the like: offline, or a proxy in the way
-        raise InputError(
-            Problem(
-                "plan",
-                "model.pretrained",
-                f"imagenet, which could not be downloaded ({error})",
-                "a network connection, none, or a local file",
-                "Fetch the torchvision weights elsewhere and give their path.",
-            )
-        ) from None
-
-
-def _weight_file(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # weights_only: a state dict is data; an arbitrary pickle would be code.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(_not_weights(path, f"a file that cannot be read ({reason})")) from None
-    except Exception as error:  # torch raises pickle.UnpicklingError for code in the file
-        raise InputError(_not_weights(path, type(error).__name__)) from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(_not_weights(path, "something else than named tensors"))
-    return state
-
-
-def _not_weights(path: Path, found: str) -> Problem:
-    allowed = ".safetensors or a torch state dict"
-    return Problem(str(path), "model.pretrained", found, allowed, "Check the path and the file.")
+def _other_weights(plan: ModelPlan, found: str) -> Problem:
+    allowed = f"weights of {plan.backbone}"
+    return Problem(plan.pretrained, "model.pretrained", found, allowed, "Use its own weights.")

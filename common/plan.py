@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from common.errors import PlanError, Problem
+from common.model_plan import WEIGHTS_BY_NAME, ModelPlan
+from common.section import Section
 from common.sections import (
     EvaluationPlan,
     FederationPlan,
-    ModelPlan,
     PrivacyPlan,
-    Section,
     SemiSupervisionPlan,
     TasksPlan,
     TrainingPlan,
@@ -155,7 +155,7 @@ def resolve_weights(raw: dict[str, Any], path: Path) -> None:
     """A weight file is named relative to its plan; Flower runs the server somewhere else."""
     model = raw.get("model")
     source = model.get("pretrained") if isinstance(model, dict) else None
-    if isinstance(source, str) and source not in ("none", "imagenet"):
+    if isinstance(source, str) and source not in WEIGHTS_BY_NAME:
         raw["model"] = {**raw["model"], "pretrained": str((path.parent / source).resolve())}
 
 

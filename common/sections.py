@@ -6,9 +6,10 @@ does not say it all, a description. Imports neither torch nor Flower.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Backbone = Literal["tiny", "multimix", "resnet18", "resnet50", "densenet121"]
+from common.section import Section
+
 StrategyName = Literal[
     "fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedmedian", "fedtrimmedavg", "krum"
 ]
@@ -19,31 +20,6 @@ SomeWeight = Annotated[float, Field(gt=0.0, le=1e4)]
 
 MOST_ROUNDS, MOST_STEPS = 10_000, 100_000  # of a plan, and of one round
 MOST_BATCH = 131_072  # units in a step: more than all images of the largest public archives
-
-
-class Section(BaseModel):
-    """A part of the plan: immutable, no unknown keys, no silent conversion, finite numbers.
-
-    Every number has a lower and an upper limit, and every text and list a greatest length, for a
-    plan is the word of a coordinator that nobody has to trust; a test walks over all of them.
-    The limits leave room for any real study, and none for what overflows or never ends.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ModelPlan(Section):
-    """The network and its input size."""
-
-    backbone: Backbone = "resnet18"
-    image_size: int = Field(128, ge=32, le=1024, multiple_of=32, description="pixels per side")
-    pretrained: str = Field(
-        "none", max_length=4096, description="none, imagenet, or a local weight file"
-    )
-    decoder_width: int = Field(32, ge=8, le=256, description="channels of the finest lung stage")
-    bridge: Literal["off", "decoder-input", "all-stages"] = Field(
-        "off", description="where the saliency of the findings joins the lungs head"
-    )
 
 
 class TasksPlan(Section):
@@ -161,6 +137,11 @@ class TrainingPlan(Section):
     )
     local_steps: int | None = Field(
         None, ge=1, le=MOST_STEPS, description="optimizer steps a round"
+    )
+    trains: Literal["all", "norms", "heads"] = Field(
+        "all",
+        description="beyond frozen_stages: everything, the encoder's norms and the heads, "
+        "or the heads alone",
     )
     unit: Unit = Field("image", description="what one loss term counts")
     head_epochs: int = Field(

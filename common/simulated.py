@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.findings import FINDINGS
-from common.sections import Fraction, Section
+from common.section import Section
+from common.sections import Fraction
 
 Scheme = Literal["iid", "case-mix", "dirichlet", "hospitals"]
 CaseMix = Literal["outpatient", "ward", "icu", "paediatric", "rural"]

@@ -43,7 +43,7 @@ class Spent:
 class Update:
     """What a site sends back after training one round.
 
-    delta: (P,) float32, trained minus received shared parameters.
+    delta: (T,) float32, trained minus received, of the shared parameters that move.
     weight: the site's share in the average; > 0, its meaning is set by the plan's weighting.
     covers: findings that the site annotates, and "lungs" if it has lung masks.
     metrics: numbers that the site's guard lets out, such as "val_macro_auroc".
@@ -70,7 +70,7 @@ class Broadcast:
 
     base_sha256 names the shared parameters that the federation started from; `base` is that
     vector, (P,) float32, sent only to a site that does not hold it yet. `delta` is
-    (P,) float32: today's shared parameters minus the base. Sending a delta is what makes
+    (T,) float32: of the parameters that move, today's minus the base. Sending a delta is what makes
     16 bits enough: bf16 rounds relative to the change, not to the weight.
     """
 

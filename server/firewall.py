@@ -42,7 +42,7 @@ class Expected:
 
 
 def norm_limit(base: Flat, limit: float | None) -> float:
-    """The largest L2 norm of an update in a run that begins with `base`, (P,) float32.
+    """The largest L2 norm of an update in a run that begins with `base`, (T,) float32.
 
     limit: the plan's own, which goes first.
     """
@@ -52,7 +52,7 @@ def norm_limit(base: Flat, limit: float | None) -> float:
 def check_update(update: Update, expected: Expected) -> None:
     """Raise UpdateRejectedError for the first thing wrong with one update.
 
-    update.delta: (P,) float32; covers: as `common.wire.unpack_update` lets them in.
+    update.delta: (T,) float32; covers: as `common.wire.unpack_update` lets them in.
     Codes: schema, stale-plan, stale-round, layout, not-finite, weight, norm. The norm is also
     judged later, against others (`screen_norms`).
     """
@@ -66,8 +66,8 @@ def check_update(update: Update, expected: Expected) -> None:
     if update.round != expected.round:
         detail = f"round {update.round}, not {expected.round}"
         raise UpdateRejectedError(site, "stale-round", detail)
-    if delta.shape != (layout.size,):
-        detail = f"{delta.size} parameters, not {layout.size}"
+    if delta.shape != (layout.moving,):
+        detail = f"{delta.size} parameters, not {layout.moving}"
         raise UpdateRejectedError(site, "layout", detail)
     if update.layout_sha256 != layout.sha256:
         detail = f"layout {update.layout_sha256[:12]}, not {layout.sha256[:12]}"
@@ -115,7 +115,7 @@ def _check_weight(update: Update, expected: Expected) -> None:
 
 
 def update_norm(delta: Flat) -> float:
-    """L2 norm of a (P,) float32 delta, summed in float64 so that a huge one can't overflow."""
+    """L2 norm of a (T,) float32 delta, summed in float64 so that a huge one can't overflow."""
     return float(np.sqrt(np.sum(np.square(delta, dtype=np.float64))))
 
 

@@ -71,8 +71,9 @@ class Federation:
         self._roster = Roster(earlier=folder.state.names) if roster is None else roster
         self._base_sha256 = array_sha256(folder.base)
         # All of these follow from the run folder: a resumed server judges as the first one did.
-        self._max_norm = norm_limit(folder.base, federation.max_update_norm)
-        self._longest_step = LONGEST_STEP * update_norm(folder.base)
+        start = folder.base[: layout.moving]
+        self._max_norm = norm_limit(start, federation.max_update_norm)
+        self._longest_step = LONGEST_STEP * update_norm(start)
         self._weights = first_weights(folder.path / ROUNDS)
         self._norms = accepted_norms(folder.path / ROUNDS)
 
@@ -110,7 +111,7 @@ class Federation:
         private = self._plan.privacy.mode != "off"
 
         def judge(answers: Answers, node: int, parcel: Parcel) -> str:
-            update = unpack_update(parcel, self._layout.size)
+            update = unpack_update(parcel, self._layout.moving)
             self._roster.check_author(node, update.site)
             check_update(update, expected)
             answers.updates.append(update)
@@ -246,7 +247,7 @@ class Federation:
     def _parcels(self, number: int, shared: Flat) -> tuple[Parcel, Parcel]:
         """The broadcast without and with the base."""
         base, wire = self._folder.base, self._plan.federation.wire
-        plan_json, delta = self._plan.to_json(), shared - base
+        plan_json, delta = self._plan.to_json(), (shared - base)[: self._layout.moving]
         light = pack_broadcast(Broadcast(plan_json, number, self._base_sha256, delta), wire)
         return light, Parcel({**light.arrays, "base": base}, light.config, light.metrics)
 

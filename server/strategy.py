@@ -87,7 +87,7 @@ class Aggregator:
         before = {name: value.copy() for name, value in self.state().items()}
         with np.errstate(over="ignore", invalid="ignore"):  # both are looked for here
             step = self.step(number, updates, layout)
-            after = shared + step
+            after = layout.moved(shared, step)
             length = update_norm(step)
         code, detail = "", ""
         parts = {"the step": step, "the new parameters": after} | {
@@ -105,7 +105,7 @@ class Aggregator:
         return after
 
     def step(self, number: int, updates: Sequence[Update], layout: Layout) -> Flat:
-        """The change of the shared parameters, (P,) float32, for the updates of round `number`.
+        """The change of the parameters that move, (T,) float32, for the updates of round `number`.
 
         updates: at least one, checked by the firewall. They are ordered by site, so that the
         sums, and with them the encoder's hash, do not depend on who answered first.
@@ -115,7 +115,7 @@ class Aggregator:
         ordered = sorted(updates, key=lambda update: update.site)
         compares = self._plan.name in _COMPARING
         deltas = impute(ordered, layout, self._max_share, compares)
-        self._set_origin(layout.size)
+        self._set_origin(layout.moving)
         shares = capped_shares([update.weight for update in ordered], self._max_share)
         replies = [_reply(d, float(share)) for d, share in zip(deltas, shares, strict=True)]
         arrays, _ = self._strategy.aggregate_train(number, replies)
@@ -131,7 +131,7 @@ class Aggregator:
             self._strategy.current_arrays = {_KEY: zero}
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """What has to survive a restart: the moments, each (P,), or nothing."""
+        """What has to survive a restart: the moments, each (T,), or nothing."""
         strategy = self._strategy
         if isinstance(strategy, FedAvgM):
             momentum = strategy.momentum_vector
@@ -152,7 +152,7 @@ class Aggregator:
 def impute(
     updates: Sequence[Update], layout: Layout, max_share: float = 0.5, compares: bool = False
 ) -> list[Flat]:
-    """The sites' deltas, (P,) float32 each, with what a site did not train filled in.
+    """The sites' deltas, (T,) float32 each, with what a site did not train filled in.
 
     A site that does not annotate a finding returns zeros for that finding's head, which would
     pull the average towards "no change". In such rows it votes the mean of the sites that cover

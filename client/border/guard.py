@@ -34,7 +34,7 @@ def check_leaving(
         raise RefusedError(f"field {min(extra)!r} may not leave the site")
     if (update.plan_sha256, update.round, update.site) != (plan.sha256, number, settings.name):
         raise RefusedError("the update belongs to another plan, round or site")
-    if update.layout_sha256 != layout.sha256 or update.delta.shape != (layout.size,):
+    if update.layout_sha256 != layout.sha256 or update.delta.shape != (layout.moving,):
         raise RefusedError("the update has another layout than the plan's model")
     if update.delta.dtype != np.float32 or not np.isfinite(update.delta).all():
         raise RefusedError("the update is not finite float32")

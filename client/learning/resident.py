@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.model import build_model
-from common.parameters import Layout, shared_layout
+from common.parameters import Flat, Layout, flatten, shared_layout
 from common.plan import Plan
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -31,6 +31,11 @@ class Resident:
         )
         self.layout: Layout = shared_layout(self.model, plan.heads)
         self._fresh = self.local_parameters()
+
+    def delta(self, received: Flat) -> Flat:
+        """What training has changed of shared parameters (P,): those that move, (T,) float32."""
+        changed: Flat = (flatten(self.model, self.layout) - received)[: self.layout.moving]
+        return changed
 
     def local_parameters(self) -> Arrays:
         """Parameters that do not travel: the local heads."""

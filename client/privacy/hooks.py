@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from itertools import chain
 
 import torch
-from opacus.grad_sample import GradSampleHooks
-from torch import Tensor
+from opacus.grad_sample import GradSampleHooks, register_grad_sampler
+from torch import Tensor, nn
 
 from client.privacy.engines import LoopEngine, clip_and_add_all, groups
 from client.privacy.material import (
@@ -27,11 +27,24 @@ from client.privacy.material import (
     those_there,
 )
 from client.privacy.trial import public_units
+from common.encoder import Affine
 from common.errors import InputError, Problem
 from common.losses import Batch, joined_targets
 from common.model import MultitaskModel, Outputs
 
 AGREE = 1e-4  # relative error of a healthy gradient in float32: 1e-6; of a wrong one: 0.2 to 1
+
+
+@register_grad_sampler(Affine)  # type: ignore[untyped-decorator]
+def affine_rows(
+    layer: Affine, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    """Each row's gradients, (B, C), of y = a x + b: sums over space of g x and of g."""
+    over_space = {
+        layer.weight: (activations[0] * backprops).sum(dim=(2, 3)),
+        layer.bias: backprops.sum(dim=(2, 3)),
+    }
+    return {parameter: rows for parameter, rows in over_space.items() if parameter.requires_grad}
 
 
 class OpacusEngine:

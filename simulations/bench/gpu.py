@@ -18,7 +18,8 @@ from rich.console import Console
 from client.data.batches import SiteData
 from common.checkpoint import write_json
 from common.errors import ConsiliumError, InputError, Problem
-from common.sections import Backbone, TasksPlan
+from common.model_plan import Backbone
+from common.sections import TasksPlan
 from simulations.bench import print_rows
 from simulations.bench.learner import (
     BOOKKEEPING,

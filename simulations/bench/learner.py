@@ -22,8 +22,9 @@ from client.learning.train import round_seed, train_round
 from common.findings import FINDINGS
 from common.losses import Batch
 from common.model import MultitaskModel, build_model
+from common.model_plan import Backbone, ModelPlan
 from common.plan import Plan
-from common.sections import Backbone, FederationPlan, ModelPlan, TasksPlan, TrainingPlan
+from common.sections import FederationPlan, TasksPlan, TrainingPlan
 from simulations.bench.timing import Goal, Work
 
 SITE = "bench"

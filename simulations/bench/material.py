@@ -17,7 +17,7 @@ from client.data.cache import Cache, build_cache
 from client.data.nih import Archive, open_archive
 from client.data.tables import find_table
 from common.findings import FINDINGS
-from common.sections import Backbone
+from common.model_plan import Backbone
 from simulations.bench.timing import cores
 from simulations.phantom import make_phantom
 

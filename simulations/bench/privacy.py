@@ -21,7 +21,8 @@ from client.privacy.step import PrivateStep
 from common.errors import ConsiliumError
 from common.findings import FINDINGS
 from common.losses import Batch
-from common.sections import Backbone, TasksPlan
+from common.model_plan import Backbone
+from common.sections import TasksPlan
 from simulations.bench.learner import CLIP, Learner, bench_plan, make_learner, step
 from simulations.bench.material import Material, Scale
 from simulations.bench.timing import Goal, Row, Work, cores, interleave, quotients, row

@@ -96,8 +96,9 @@ def train_alone(plan_json: str, folder: Path, threads: int) -> str:
     plan = plan_from_json(plan_json)
     site = Site.open(folder)
     shared, done = _progress(plan, folder)
+    layout = shared_layout(build_model(plan, pretrained=False), plan.heads)
     for round_number in range(done + 1, plan.federation.rounds + 1):
-        shared = shared + site.train(plan, round_number, shared).delta
+        shared = layout.moved(shared, site.train(plan, round_number, shared).delta)
         arrays = {"shared": shared, "round": np.array([round_number])}
         write_arrays(folder / "alone.safetensors", arrays)
     if not site.final_model(plan).exists():

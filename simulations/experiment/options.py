@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.errors import InputError, Problem
+from common.model_plan import WEIGHTS_BY_NAME
 from common.plan import Plan, plan_from_json
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -81,7 +82,7 @@ def changed(
     if sites is not None:
         value["simulation"]["sites"] = sites
     if pretrained is not None:
-        named = str(pretrained) in ("none", "imagenet")
+        named = str(pretrained) in WEIGHTS_BY_NAME
         value["model"]["pretrained"] = str(pretrained if named else pretrained.absolute())
     if without_privacy:
         value |= {"name": f"{plan.name}-open", "privacy": {"mode": "off"}}

@@ -29,12 +29,12 @@ from client.privacy.random import SecureRandom
 from client.privacy.sampling import poisson
 from client.privacy.step import PrivateStep
 from client.settings import EngineName
-from common.encoder import Encoder
+from common.encoder import Encoder, Pixels
 from common.errors import InputError, Problem
 from common.findings import FINDINGS
 from common.losses import Batch
 from common.model import MultitaskModel
-from common.sections import ModelPlan
+from common.model_plan import ModelPlan
 from simulations.privacy.bound import lower_bound
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ class _Mirror(Encoder):
     """Passes an image of m pixels on as m channels: a canary's pixel is a weight's own input."""
 
     def __init__(self, pixels: int) -> None:
-        super().__init__([], (pixels,))
+        super().__init__((pixels,), "none", Pixels())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 1, 1, m) to one feature map (B, m, 1, 1)."""

@@ -17,7 +17,7 @@ from client.data.cache import open_cache
 from client.settings import open_site_folder
 from common.errors import Problem
 from common.findings import FINDINGS
-from common.sections import Section
+from common.section import Section
 from simulations.experiment.baselines import annotated_rows
 from simulations.experiment.hospitals import MASK_HOSPITAL
 from simulations.experiment.prepare import Prepared

@@ -19,7 +19,7 @@ from common.plan import (
     resolve_weights,
     validation_problems,
 )
-from common.sections import Section
+from common.section import Section
 from common.yaml_file import read_mapping
 from simulations.study.material import Budget, Filter
 

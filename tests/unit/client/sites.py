@@ -11,8 +11,8 @@ import yaml
 from client.data.cache import Cache, build_cache
 from client.data.nih import open_archive
 from common.findings import FINDINGS
+from common.model_plan import ModelPlan
 from common.plan import Plan, plan_from_json
-from common.sections import ModelPlan
 from simulations.experiment.hospitals import OPEN
 
 SIZE = 32

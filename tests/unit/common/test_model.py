@@ -1,23 +1,20 @@
 """Encoders, heads, and weights from elsewhere."""
 
-import urllib.error
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torchvision
-from safetensors.torch import save_file
 from torch import nn
 
-from common.encoder import OURS, build_encoder, fold_batch_norm, group_norm, standardise
+from common.encoder import fold_batch_norm, group_norm, standardise
 from common.errors import InputError, LayoutError
 from common.findings import FINDINGS, LUNGS
-from common.model import MultitaskModel, build_model, load_pretrained
+from common.model import build_encoder, build_model
+from common.model_plan import ModelPlan
 from common.parameters import flatten, load_flat, shared_layout
 from common.plan import Plan
-from common.sections import ModelPlan, TasksPlan
-from common.torchvision_encoders import BACKBONES
+from common.sections import TasksPlan
 
 
 def tiny_plan(**more: Any) -> Plan:
@@ -25,26 +22,8 @@ def tiny_plan(**more: Any) -> Plan:
     return Plan(name="test", model=model, **more)
 
 
-@pytest.mark.parametrize("backbone", [*OURS, *BACKBONES])
-def test_features_have_the_promised_shapes(backbone: str) -> None:
-    encoder = build_encoder(backbone)
-    with torch.no_grad():
-        features = encoder(torch.rand(2, 1, 64, 64))
-    for stage, (feature, channels) in enumerate(zip(features, encoder.channels, strict=True)):
-        side = 64 // 2 ** (stage + (backbone != "multimix"))  # that one starts at stride 1
-        assert feature.shape == (2, channels, side, side)
-
-
-@pytest.mark.parametrize("backbone", [*OURS, *BACKBONES])
-def test_encoders_are_fit_for_privacy(backbone: str) -> None:
-    encoder = build_encoder(backbone)
-    assert not list(encoder.buffers())  # nothing that is learnt without a gradient
-    assert not [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert not [m for m in encoder.modules() if getattr(m, "inplace", False)]
-
-
 def test_tiny_is_tiny() -> None:
-    assert sum(p.numel() for p in build_encoder("tiny").parameters()) <= 500_000
+    assert sum(p.numel() for p in build_encoder(ModelPlan(backbone="tiny")).parameters()) <= 500_000
 
 
 def test_standardise_takes_exposure_away() -> None:
@@ -156,85 +135,6 @@ def test_folded_group_norm_acts_like_the_batch_norm() -> None:
         naive.weight.copy_(batch.weight)
         naive.bias.copy_(batch.bias)
     assert (naive(x) - batch(x)).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("backbone", ["resnet18", "densenet121"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_torchvision_weights_load_from_a_file(tmp_path: Path, backbone: str, suffix: str) -> None:
-    theirs = getattr(torchvision.models, backbone)(weights=None)
-    file = tmp_path / f"weights{suffix}"
-    state = theirs.state_dict()
-    if suffix == ".pth":
-        torch.save({"state_dict": state}, file)
-    else:
-        save_file(state, file)
-    encoder = build_encoder(backbone)
-    load_pretrained(encoder, backbone, str(file))
-    stem = encoder.stages[0][0].weight
-    first = state["conv1.weight" if backbone == "resnet18" else "features.conv0.weight"]
-    assert torch.allclose(stem, first.sum(dim=1, keepdim=True))
-
-
-@pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
-def test_the_encoder_of_a_model_of_ours_is_taken(tmp_path: Path, backbone: str) -> None:
-    plan = Plan(name="a", seed=5, model=ModelPlan(backbone=backbone))
-    model, encoder = build_model(plan), build_encoder(backbone)
-    save_file(dict(model.state_dict()), tmp_path / "final.safetensors")
-    load_pretrained(encoder, backbone, str(tmp_path / "final.safetensors"))
-    for theirs, ours in zip(model.encoder.parameters(), encoder.parameters(), strict=True):
-        assert torch.equal(theirs, ours)
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "w.pth"
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)
-    with pytest.raises(InputError, match=r"weights missing; allowed: a torchvision state dict"):
-        load_pretrained(build_encoder("densenet121"), "densenet121", str(file))
-    state = torchvision.models.resnet18(weights=None).state_dict()
-    state["conv1.weight"] = torch.zeros(8, 3, 7, 7)
-    torch.save(state, file)
-    with pytest.raises(InputError, match=r"found shape \(8, 1, 7, 7\)"):
-        load_pretrained(build_encoder("resnet18"), "resnet18", str(file))
-
-
-def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
-    encoder = build_encoder("resnet18")
-    for name, content in (("none.pth", None), ("bad.pth", b"x"), ("bad.safetensors", b"x")):
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=r"allowed: \.safetensors or a torch state dict"):
-            load_pretrained(encoder, "resnet18", str(tmp_path / name))
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="something else than named tensors"):
-        load_pretrained(encoder, "resnet18", str(tmp_path / "list.pth"))
-
-
-def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
-    torch.save({"a": Path("x")}, tmp_path / "code.pth")
-    with pytest.raises(InputError, match="UnpicklingError"):
-        load_pretrained(build_encoder("resnet18"), "resnet18", str(tmp_path / "code.pth"))
-
-
-def test_imagenet_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("no route")
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(InputError, match=r"could not be downloaded .* give their path"):
-        load_pretrained(build_encoder("resnet18"), "resnet18", "imagenet")
-    with pytest.raises(InputError, match="none, or a local file, for tiny"):
-        load_pretrained(build_encoder("tiny"), "tiny", "imagenet")
-
-
-def test_build_model_loads_pretrained_weights(tmp_path: Path) -> None:
-    file = tmp_path / "w.pth"
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), file)
-    plan = Plan(name="a", model=ModelPlan(backbone="resnet18", pretrained=str(file)))
-    model: MultitaskModel = build_model(plan)
-    state = torch.load(file, weights_only=True)
-    assert torch.allclose(
-        model.encoder.stages[0][0].weight, state["conv1.weight"].sum(dim=1, keepdim=True)
-    )
 
 
 def test_a_site_needs_no_pretrained_weights(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from common.errors import InputError, PlanError
 from common.plan import MAX_WIRE_BYTES, Plan, load_plan, plan_from_json
-from common.sections import Section
+from common.section import Section
 from common.yaml_file import MAX_BYTES, MAX_NODES, read_mapping
 
 PRIVATE: dict[str, Any] = {

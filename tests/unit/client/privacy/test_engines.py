@@ -67,12 +67,16 @@ def agrees(found: Tensor, expected: Tensor) -> bool:
     return float((found - expected).norm()) <= 1e-6 * float(expected.norm())
 
 
-LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "densenet121")]
+LARGE = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("resnet18", "densenet121", "resnet18 affine")
+]
 
 
-@pytest.fixture(scope="module", params=["tiny", "multimix", *LARGE])
+@pytest.fixture(scope="module", params=["tiny", "multimix", "tiny affine", *LARGE])
 def worked_out(request: pytest.FixtureRequest) -> tuple[MultitaskModel, Material, Tensor]:
-    model = noisy_model(request.param)
+    backbone, _, norm = request.param.partition(" ")
+    model = noisy_model(backbone, norm=norm or "auto")
     views = 2 if request.param == "tiny" else 1
     material = make_material(model, views=views)
     return model, material, unit_gradients(model, material, EVERYTHING)
@@ -89,6 +93,14 @@ def test_engines_agree_with_the_definition(
     assert (lengths > 1.1 * norm).any()  # the clipping matters, ...
     assert ((lengths < norm) & (lengths > 0)).any()  # ... and not for all
     assert agrees(run(engine, model, material, norm), clipped_sum(gradients, norm))
+
+
+@pytest.mark.slow
+def test_depthwise_layers_and_padding_by_hand_agree() -> None:
+    """The embedded start's network. Opacus needs minutes for its depthwise convolutions."""
+    model = noisy_model("tf_efficientnet_lite0", norm="affine")
+    loop, vmap = (run(engine, model, make_material(model), 1.0) for engine in ("loop", "vmap"))
+    assert agrees(vmap, loop)
 
 
 row = st.tuples(st.integers(0, 3), st.sampled_from([0, 1, 14]), st.booleans())

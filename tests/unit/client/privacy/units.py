@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from client.privacy.material import Material, Weights
-from common.encoder import build_encoder
+from common.encoder import Affine
 from common.losses import Batch, Targets
-from common.model import MultitaskModel
-from common.sections import ModelPlan
+from common.model import MultitaskModel, build_encoder
+from common.model_plan import ModelPlan
 
 SIZE = 32
 EVERYTHING = Weights(1.0, 0.7, 0.5, 0.3, 0.2)
@@ -27,12 +27,19 @@ def noisy_model(
     findings: bool = True,
     lungs: bool = True,
     seed: int = 0,
+    norm: str = "auto",
 ) -> MultitaskModel:
     """A float64 model in training mode without a parameter that is 0 or 1 by initialisation."""
-    plan = ModelPlan.model_validate({"backbone": backbone, "decoder_width": 8, "bridge": bridge})
+    value = {"backbone": backbone, "decoder_width": 8, "bridge": bridge, "norm": norm}
+    plan = ModelPlan.model_validate(value)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MultitaskModel(build_encoder(backbone), findings, lungs, plan).double().train()
+        model = MultitaskModel(build_encoder(plan), findings, lungs, plan).double().train()
+        if backbone == "tiny" and norm == "affine":  # a small network with such layers
+            for stage in list(model.encoder.modules()):
+                for name, layer in list(stage.named_children()):
+                    if isinstance(layer, nn.GroupNorm):
+                        setattr(stage, name, Affine(layer.num_channels).double())
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from common.checkpoint import write_json
-from common.encoder import build_encoder
 from common.errors import InputError, NotEnoughSitesError, PartitionError
+from common.model import build_encoder
+from common.model_plan import ModelPlan
 from common.plan import Plan
 from simulations.experiment import preflight as module
 from simulations.experiment.folder import Request, open_run
@@ -36,7 +37,8 @@ def tree(root: Path) -> list[str]:
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in build_encoder("tiny").state_dict().items()}
+    encoder = build_encoder(ModelPlan(backbone="tiny"))
+    return {name: value.clone() for name, value in encoder.state_dict().items()}
 
 
 def test_weights_that_fit(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:

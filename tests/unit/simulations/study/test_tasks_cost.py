@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.findings import FINDINGS
 from common.model import build_model
+from common.model_plan import ModelPlan
 from common.plan import Plan
-from common.sections import ModelPlan
 from simulations.study.tasks.cost import (
     FINDINGS_ONLY,
     LUNGS_ONLY,
