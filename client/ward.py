@@ -12,6 +12,7 @@ from client.learning.evaluate import Heads, Scores, predict, score, true_finding
 from client.learning.resident import Resident
 from client.learning.states import States, note_locally
 from client.policy import Policy
+from client.privacy.budget import declared_units
 from client.settings import SiteFolder
 from common.errors import CacheError, Problem
 from common.findings import FINDINGS, LUNGS
@@ -97,6 +98,24 @@ class Ward:
         findings = tuple(name for name in covers if name != LUNGS)
         bridge = model.findings if lungs is not None and lungs.bridged else None
         return Heads(model.findings if findings else None, lungs, findings, bridge)
+
+    def evidence(self, plan: Plan) -> dict[str, float]:
+        """On how much the site's heads rest, by finding, and "lungs": what a council weighs by.
+
+        Positives and negatives of a finding that the site trains on count as P N / (P + N), by
+        which the variance of a difference of two groups' means falls; half a row is added to
+        both, for a site without positives has seen something, too. Lungs: masks. In a private
+        plan nothing is counted: what the site declares stands for all of it.
+        """
+        if plan.privacy.mode != "off":
+            return dict.fromkeys(self.covers, float(declared_units(self.folder.settings, plan)))
+        rows = self.data.labelled("train", plan.tasks)
+        known, targets = self.data.known[rows], self.data.targets[rows] > 0.5
+        positives = (known & targets).sum(axis=0) + 0.5
+        negatives = (known & ~targets).sum(axis=0) + 0.5
+        counted = positives * negatives / (positives + negatives)
+        masks = float(len(self.data.outlined("train", plan.tasks)))
+        return dict(zip(FINDINGS, counted.tolist(), strict=True)) | {LUNGS: masks}
 
     def as_of(self, plan: Plan, round_number: int, shared: Flat) -> Resident:
         """The resident model with the site's heads after a round, and these shared parameters."""

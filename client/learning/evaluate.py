@@ -1,6 +1,6 @@
 """What a model says about images, and how right it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from client.data.batches import Rows, SiteData, mixed_precision, to_model_format
-from common.findings import FINDINGS
+from common.findings import FINDINGS, LUNGS
 from common.heads import FindingsHead, LungsHead
 from common.metrics import auroc, dice, iou, macro
 from common.model import MultitaskModel
@@ -20,12 +20,21 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Heads:
-    """One site's heads, and the findings on which they may speak."""
+    """One site's heads, and the findings on which they may speak.
+
+    bridge: whose saliency the lungs head is given, if any. evidence: on how much each finding's
+    answer rests, by name, and "lungs"; what is not named counts 1.
+    """
 
     findings: FindingsHead | None
     lungs: LungsHead | None
     annotates: tuple[str, ...]
-    bridge: FindingsHead | None = None  # whose saliency the lungs head is given, if any
+    bridge: FindingsHead | None = None
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+    def says(self, finding: str) -> float:
+        """The weight of what these heads say on a finding; 0 for one they do not cover."""
+        return self.evidence.get(finding, 1.0) if finding in self.annotates else 0.0
 
 
 @dataclass(frozen=True)
@@ -63,14 +72,16 @@ def predict(
 ) -> tuple[list[Predictions], Predictions]:
     """Run several sites' heads over one shared encoder, with one encoder pass per image.
 
-    Returns each site's own predictions, and the council's: the mean of the logits of the
-    sites that annotate a finding, and the mean of the lung probabilities of those with a
-    lungs head. rows: (R,) positions in `data`. The model is left in evaluation mode.
+    Returns each site's own predictions, and the council's: for each finding the mean of the
+    logits of the sites that annotate it, and the mean of the lung probabilities of those with a
+    lungs head, each weighted by its evidence. rows: (R,) positions in `data`. The model is left
+    in evaluation mode.
     go_on: called before each batch; what it raises ends it.
     """
     model.eval()
     sites = [_Collected() for _ in heads]
-    council = _Collected()
+    council, shares = _Collected(), _shares(heads, data.images.device)
+    speaking = [head.evidence.get(LUNGS, 1.0) for head in heads if head.lungs is not None]
     for start in range(0, len(rows), EVALUATION_BATCH):
         go_on()
         batch = data.batch(rows[start : start + EVALUATION_BATCH])
@@ -82,10 +93,27 @@ def predict(
             lungs = [_lungs(model, head, masked, pictures) for head in heads]
         for site, own_logits, own_lungs in zip(sites, logits, lungs, strict=True):
             site.add(own_logits, own_lungs, batch.masks)
-        speaking = [probability for probability in lungs if probability is not None]
-        mean_lungs = torch.stack(speaking).mean(dim=0) if speaking else None
-        council.add(torch.stack(logits).nanmean(dim=0), mean_lungs, batch.masks)
+        said = [probability for probability in lungs if probability is not None]
+        mean_lungs = _mean(torch.stack(said), speaking) if said else None
+        together = (torch.stack(logits).nan_to_num() * shares).sum(dim=0)
+        silent = shares.sum(dim=0) == 0
+        council.add(together.masked_fill(silent, torch.nan), mean_lungs, batch.masks)
     return [site.predictions() for site in sites], council.predictions()
+
+
+def _shares(heads: Sequence[Heads], device: torch.device) -> Tensor:
+    """Each site's share of the council's logit, (H, 1, 14), 0 where nobody speaks."""
+    weights = torch.tensor([[head.says(finding) for finding in FINDINGS] for head in heads])
+    total = weights.sum(dim=0, keepdim=True)
+    shares = torch.where(total > 0, weights / total.clamp_min(1e-12), torch.zeros_like(weights))
+    return shares.unsqueeze(1).to(device)
+
+
+def _mean(values: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted mean over the first of values (H, ...)."""
+    shares = torch.tensor(weights, device=values.device) / sum(weights)
+    mean: Tensor = torch.tensordot(shares, values, 1)
+    return mean
 
 
 def _logits(head: Heads, features: list[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ to be tested is named by the plan beforehand.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,7 @@ def personal_model(plan: Plan, site: Site, device: torch.device) -> tuple[Multit
     model = build_model(plan, pretrained=False)
     load_parameters(model, read_arrays(site.final_model(plan)))
     model = model.to(device)
-    return model, site.heads(model)
+    return model, replace(site.heads(model), evidence=site.evidence(plan))
 
 
 def summarise(plan: Plan, prepared: Prepared) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from common.parameters import Flat, flatten, shared_layout
 from common.plan import Plan
 from common.sections import TasksPlan
 from tests.conftest import ArchiveFactory
+from tests.unit.client.private_world import private_plan
 from tests.unit.client.sites import small_cache, small_plan, write_folder
 
 
@@ -188,6 +189,29 @@ def test_a_site_covers_only_what_it_can_teach(folder: Path) -> None:
     rows = pd.read_parquet(folder / "rows.parquet")
     rows.assign(labelled=False).to_parquet(folder / "rows.parquet")
     assert Site.open(folder).covers == ("lungs",)
+
+
+def test_evidence_is_counted_by_finding(folder: Path) -> None:
+    site, plan = Site.open(folder), small_plan()
+    table = site.data.table
+    training = table[table["split"] == "train"]
+    evidence = site.evidence(plan)
+    for name in ("Mass", "Edema", "Hernia"):
+        positives = int((training[name] == 1).sum()) + 0.5
+        negatives = int((training[name] == 0).sum()) + 0.5
+        assert evidence[name] == pytest.approx(1 / (1 / positives + 1 / negatives))
+    assert evidence["lungs"] == int((training["mask_row"] >= 0).sum())
+
+
+def test_a_private_plans_evidence_is_what_the_site_declares(
+    tmp_path: Path, nih_archive: ArchiveFactory
+) -> None:
+    """Not one count of labels: they would be told without noise."""
+    cache = small_cache(nih_archive(patients=9, masks=True), tmp_path / "cache")
+    site = Site.open(write_folder(tmp_path / "ward", cache, nominal_units=40))
+    evidence = site.evidence(private_plan())
+    assert set(evidence) == {*FINDINGS, "lungs"}
+    assert set(evidence.values()) == {40.0}
 
 
 def test_sites_share_one_copy_of_the_pixels(folder: Path) -> None:

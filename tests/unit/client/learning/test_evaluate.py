@@ -45,6 +45,23 @@ def test_the_council_is_the_mean_of_those_who_annotate(data: SiteData) -> None:
     assert (council.dice >= council.iou).all()
 
 
+def test_the_council_weighs_evidence(data: SiteData) -> None:
+    """Finding by finding: a ward of 17 patients must not have the say of an ICU of 161."""
+    model, rows = build_model(small_plan()), data.rows("train")
+    heads = []
+    for seed, evidence in enumerate(({"Mass": 3.0, "lungs": 0.0}, {"Edema": 0.25, "lungs": 2.0})):
+        torch.manual_seed(seed)
+        findings = FindingsHead(model.encoder.channels[-1])
+        lungs = LungsHead(model.encoder.channels, 8)
+        heads.append(Heads(findings, lungs, ("Mass", "Edema"), evidence=evidence))
+    (first, second), council = predict(model, heads, data, rows)
+    mass = (3.0 * first.logits[:, MASS] + 1.0 * second.logits[:, MASS]) / 4.0
+    edema = (1.0 * first.logits[:, EDEMA] + 0.25 * second.logits[:, EDEMA]) / 1.25
+    assert np.allclose(council.logits[:, MASS], mass, atol=1e-6)
+    assert np.allclose(council.logits[:, EDEMA], edema, atol=1e-6)
+    assert (council.dice == second.dice).all()  # the other has seen no mask
+
+
 def test_lungs_are_scored_against_the_mask(data: SiteData) -> None:
     model = build_model(small_plan())
     rows = data.rows("val")
