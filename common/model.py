@@ -92,7 +92,7 @@ def build_model(plan: Plan, pretrained: bool = True) -> MultitaskModel:
 
     The seed is used inside a fork of torch's generator, so the caller's random state is kept.
     Raises InputError when pretrained weights are asked for and cannot be had, or are another
-    network's.
+    network's, and for a plan that trains nothing that travels.
     """
     source = plan.model.pretrained if pretrained else "none"
     state = None if source == "none" else read_weights(source, plan.model.backbone)
@@ -105,7 +105,10 @@ def build_model(plan: Plan, pretrained: bool = True) -> MultitaskModel:
 
 
 def _fix(encoder: Encoder, plan: Plan) -> None:
-    """Take gradients from what the plan does not train."""
+    """Take gradients from what the plan does not train.
+
+    Raises InputError when nothing that travels is trained.
+    """
     trains = plan.training.trains
     for number, stage in enumerate(encoder.by_stage()):
         if number < plan.model.frozen_stages or trains == "heads":
@@ -116,6 +119,9 @@ def _fix(encoder: Encoder, plan: Plan) -> None:
             if not isinstance(module, Affine | nn.GroupNorm | nn.LayerNorm):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
+    if plan.heads == "local" and not any(p.requires_grad for p in encoder.parameters()):
+        found, step = "a fixed encoder and local heads: nothing would travel", "Share the heads."
+        raise InputError(Problem("plan", "heads", found, "shared with a fixed encoder", step))
 
 
 def build_encoder(plan: ModelPlan, state: Mapping[str, Tensor] | None = None) -> Encoder:
@@ -167,8 +173,9 @@ def _take(encoder: Encoder, plan: ModelPlan, state: Mapping[str, Tensor]) -> Non
         for name, parameter in own.items():
             value = state[prefix + name]
             if value.shape != parameter.shape:
-                found = f"{name} of shape {tuple(value.shape)} instead of {tuple(parameter.shape)}"
-                raise InputError(_other_weights(plan, found))
+                found, allowed = f"shape {tuple(value.shape)}", str(tuple(parameter.shape))
+                step = "Use weights of the plan's backbone."
+                raise InputError(Problem(plan.pretrained, name, found, allowed, step))
             parameter.copy_(value)
 
 

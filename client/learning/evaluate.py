@@ -34,7 +34,8 @@ class Heads:
 
     def says(self, finding: str) -> float:
         """The weight of what these heads say on a finding; 0 for one they do not cover."""
-        return self.evidence.get(finding, 1.0) if finding in self.annotates else 0.0
+        speaks = self.findings is not None and finding in self.annotates
+        return self.evidence.get(finding, 1.0) if speaks else 0.0
 
 
 @dataclass(frozen=True)

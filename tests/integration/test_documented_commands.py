@@ -37,7 +37,7 @@ WAYS = (
     (r"consilium-sim run simulations/plans/(nih|multimix)\.yaml .*", GPU),
     (r"python -m simulations\.bench\.gpu .*", GPU),
     (r"consilium-sim bench .*", BY_OTHERS),
-    (r"python -m tests\.e2e\.test_unlabelled_sites DIR", BY_OTHERS),
+    (r"python -m tests\.e2e\.test_unlabelled_sites DIR( 1\.0)?", BY_OTHERS),
     (r"make .*", MAKE),
     (rf"consilium-sim run {PLAN} --out RUN", HERE),
     (r"consilium-sim (partition|privacy-plan|phantom|audit|report) .*", HERE),

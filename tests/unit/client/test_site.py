@@ -19,7 +19,7 @@ from common.parameters import Flat, flatten, shared_layout
 from common.plan import Plan
 from common.sections import TasksPlan
 from tests.conftest import ArchiveFactory
-from tests.unit.client.private_world import private_plan
+from tests.unit.client.private_world import private_plan, private_site
 from tests.unit.client.sites import small_cache, small_plan, write_folder
 
 
@@ -189,6 +189,32 @@ def test_a_site_covers_only_what_it_can_teach(folder: Path) -> None:
     rows = pd.read_parquet(folder / "rows.parquet")
     rows.assign(labelled=False).to_parquet(folder / "rows.parquet")
     assert Site.open(folder).covers == ("lungs",)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_is_fixed_stays_as_it_came_and_does_not_leave(
+    tmp_path: Path, nih_archive: ArchiveFactory, private: bool
+) -> None:
+    cache = small_cache(nih_archive(patients=9, masks=True), tmp_path / "cache")
+    folder = write_folder(tmp_path / "ward", cache)
+    plan = small_plan(heads="shared")
+    if private:
+        folder = private_site(tmp_path / "private", cache)
+        plan = private_plan(heads="shared")
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"frozen_stages": 3})})
+    site, model = Site.open(folder), build_model(plan)
+    shared, layout = start(plan), shared_layout(model, "shared")
+    frozen = sum(p.numel() for stage in model.encoder.by_stage()[:3] for p in stage)
+    assert layout.size - layout.moving == frozen > 0
+    shared[layout.moving :] += 0.125  # what came, and not what the site could build itself
+    update = site.train(plan, 1, shared)
+    assert update.delta.shape == (layout.moving,)
+    assert np.abs(update.delta).max() > 0
+    site.finish(plan, 1, layout.moved(shared, update.delta))
+    kept = read_arrays(site.final_model(plan))
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert np.allclose(kept[name], parameter.detach().numpy() + 0.125)
 
 
 def test_evidence_is_counted_by_finding(folder: Path) -> None:
