@@ -170,9 +170,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     ours = build_model(plan("tiny", "none")).state_dict()
     ours["encoder.stages.0.0.weight"] = torch.zeros(3)
     save_file(ours, tmp_path / "ours.safetensors")
-    with pytest.raises(
-        InputError, match=r"stages.0.0.weight: found shape \(3,\); allowed: \(16,"
-    ):
+    with pytest.raises(InputError, match=r"stages.0.0.weight: found shape \(3,\); allowed: \(16,"):
         build_model(plan("tiny", tmp_path / "ours.safetensors"))
     with pytest.raises(InputError, match="weights missing; allowed: weights of multimix"):
         build_model(plan("multimix", tmp_path / "ours.safetensors"))
