@@ -63,9 +63,11 @@ def stop_marked(mark: str) -> None:
         # A dying parent's children lose the trail that leads to them: keep all ever seen.
         doomed = alive | set(marked(mark))
         time.sleep(0.1)
-    while left := {p for p in doomed if _alive(p)} | set(marked(mark)):
-        _signal(dict.fromkeys(left, ""), signal.SIGKILL)
-        doomed = left
+    looks = 2  # that find nothing: a child forked while its parent is killed is missed by one
+    while looks > 0:
+        doomed = {p for p in doomed if _alive(p)} | set(marked(mark))
+        _signal(dict.fromkeys(doomed, ""), signal.SIGKILL)
+        looks = 2 if doomed else looks - 1
         time.sleep(0.1)
 
 

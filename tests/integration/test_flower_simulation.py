@@ -113,7 +113,7 @@ def test_two_good_sites_and_two_bad_ones(sites: Path, faulty_app: Path, tmp_path
     assert "rural: rejected, not-finite: 1 of " in shown
     assert "round 2/2: " in shown
     assert "2 sites ok, 2 rejected" in shown
-    assert nothing_left()
+    assert left_over() == {}
     assert (run / "flower.log").stat().st_size > 0
 
 
@@ -134,7 +134,7 @@ def test_all_sites_failing(sites: Path, faulty_app: Path, tmp_path: Path) -> Non
     assert str(tmp_path) not in message
     state = read_json(run / "state.json")
     assert (state["status"], state["exit_code"], state["reason"]) == ("failed", 1, message)
-    assert nothing_left()
+    assert left_over() == {}
 
 
 # Run in a process of its own, so that it can be killed as a whole or its server alone.
@@ -190,7 +190,7 @@ def test_kill_9_and_resume_end_with_the_same_encoder(sites: Path, tmp_path: Path
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 1
     assert "the server process died; resume the run" in " ".join(output.split())
-    assert nothing_left()
+    assert left_over() == {}
     before = finished_rounds()
     assert 1 <= before < 6
     # Then everything at once, by killing the wrapper: the reaper leaves nothing behind.
@@ -211,7 +211,7 @@ def test_kill_9_and_resume_end_with_the_same_encoder(sites: Path, tmp_path: Path
     assert states[0]["status"] == states[1]["status"] == "completed"
     assert states[0]["encoder_sha256"] == states[1]["encoder_sha256"]
     assert [record["round"] for record in rounds_of(run)] == [1, 2, 3, 4, 5, 6]
-    assert nothing_left()
+    assert left_over() == {}
 
 
 @pytest.mark.slow
@@ -223,4 +223,4 @@ def test_terminated_run_leaves_no_process(sites: Path, tmp_path: Path) -> None:
     driver.terminate()
     driver.communicate(timeout=30)
     assert driver.returncode == 128 + signal.SIGTERM
-    assert nothing_left()
+    assert left_over() == {}
