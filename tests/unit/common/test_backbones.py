@@ -1,5 +1,6 @@
 """Every network that we name: exact, for one channel, and fit for gradients per unit."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,7 +15,14 @@ from common.model_plan import BACKBONES, ModelPlan
 from common.parameters import flatten, load_flat, shared_layout
 from common.plan import Plan
 
-THEIRS = [name for name in BACKBONES if name not in OURS]
+LARGE = ("resnet34", "densenet169", "efficientnet_b3", "convnext_tiny")  # like a smaller one
+
+
+def tried(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in names]
+
+
+ALL, THEIRS = tried(BACKBONES), tried(name for name in BACKBONES if name not in OURS)
 
 
 def plan(backbone: str, **more: Any) -> ModelPlan:
@@ -55,7 +63,7 @@ def test_features_are_the_source_networks(backbone: str, images: Tensor) -> None
                 assert (feature - right).abs().max() <= 1e-4 * max(1.0, float(right.abs().max()))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ALL)
 @pytest.mark.parametrize("norm", ["affine", "group"])
 def test_encoders_are_fit_for_privacy(backbone: str, norm: str, images: Tensor) -> None:
     encoder = build_encoder(plan(backbone, norm=norm))
@@ -81,7 +89,7 @@ def test_encoders_are_fit_for_privacy(backbone: str, norm: str, images: Tensor) 
         assert torch.allclose(feature[1:], own, atol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ALL)
 def test_stages_hold_every_parameter_once_and_depend_on_those_before(
     backbone: str, images: Tensor
 ) -> None:

@@ -75,6 +75,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     return Material(tmp_path_factory.mktemp("bench"), TINY)
 
 
+@pytest.mark.slow
 def test_every_row_is_a_finite_positive_number_with_its_range_and_goal(measured):
     rows = measured["rows"]
     assert [each["row"] for each in rows] == [1, 2, 3, 4, 5, 5, 5, 5, 8, 8, 9, 9, 11]
@@ -86,12 +87,14 @@ def test_every_row_is_a_finite_positive_number_with_its_range_and_goal(measured)
         assert each["note"]
 
 
+@pytest.mark.slow
 def test_only_the_masks_on_every_image_figures_have_no_goal(measured):
     without = [each["what"] for each in measured["rows"] if each["goal"] is None]
     assert len(without) == 2
     assert all(what.endswith("masks on all") for what in without)
 
 
+@pytest.mark.slow
 def test_the_result_names_machine_date_and_command_and_is_json(measured, tmp_path):
     json.dumps(measured, allow_nan=False)
     assert measured["command"] == "consilium-sim bench --only 1,2,3,4,5,8,9,11 --repeats 2"
@@ -101,6 +104,7 @@ def test_the_result_names_machine_date_and_command_and_is_json(measured, tmp_pat
     assert {"cpu", "date", "load", "python"} <= set(facts)
 
 
+@pytest.mark.slow
 def test_the_table_shows_every_row_and_what_it_compared(measured):
     text = io.StringIO()
     print_rows(measured, Console(file=text, width=200))
@@ -110,6 +114,7 @@ def test_the_table_shows_every_row_and_what_it_compared(measured):
     assert measured["command"] in text.getvalue()
 
 
+@pytest.mark.slow
 def test_wire_formats_cost_two_and_four_bytes_a_parameter(measured):
     bf16, fp32 = (each for each in measured["rows"] if each["row"] == 8)
     assert 2 < bf16["value"] < 2.02
