@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from common.encoder import Affine, Encoder, Pixels, fold_batch_norm, group_norm
 from common.errors import InputError, Problem
+from common.model_plan import BACKBONES
 
 MOST_PARAMETERS = 200_000_000  # of a network: more than any that is trained on chest radiographs
 
@@ -233,11 +234,19 @@ def _take_grey(network: nn.Module) -> None:
 
 
 def _check(encoder: TimmEncoder, backbone: str) -> None:
-    """Refuse what would not be trained rightly: nothing is said by silence."""
+    """Refuse what would not be trained rightly, or not at all, before anybody begins to."""
     left = [name for name, _ in encoder.named_buffers()]
     if left:
         found = f"a buffer {left[0]!r}, which no gradient teaches and no round averages"
         raise InputError(_unfit(backbone, found, "networks that have parameters only"))
+    if backbone in BACKBONES:
+        return
+    try:
+        with torch.no_grad():
+            encoder(torch.zeros(1, 1, 64, 64))
+    except Exception as error:  # whatever a network of timm thinks of one channel of grey
+        found = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(_unfit(backbone, found, "networks that run on grey images")) from None
 
 
 def _unfit(backbone: str, found: str, allowed: str) -> Problem:
