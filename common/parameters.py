@@ -84,7 +84,7 @@ class Layout:
             else:
                 covered = not name.startswith(LUNGS_HEAD) or LUNGS in covers
                 parts.append(np.full(prod(shape), covered))
-        return np.concatenate(parts) if parts else np.empty(0, np.bool_)
+        return np.concatenate(parts)
 
 
 def shared_layout(model: nn.Module, heads: Literal["local", "shared"]) -> Layout:

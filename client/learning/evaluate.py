@@ -82,6 +82,7 @@ def predict(
     model.eval()
     sites = [_Collected() for _ in heads]
     council, shares = _Collected(), _shares(heads, data.images.device)
+    silent = shares.sum(dim=0) == 0
     speaking = [head.evidence.get(LUNGS, 1.0) for head in heads if head.lungs is not None]
     for start in range(0, len(rows), EVALUATION_BATCH):
         go_on()
@@ -97,7 +98,6 @@ def predict(
         said = [probability for probability in lungs if probability is not None]
         mean_lungs = _mean(torch.stack(said), speaking) if said else None
         together = (torch.stack(logits).nan_to_num() * shares).sum(dim=0)
-        silent = shares.sum(dim=0) == 0
         council.add(together.masked_fill(silent, torch.nan), mean_lungs, batch.masks)
     return [site.predictions() for site in sites], council.predictions()
 

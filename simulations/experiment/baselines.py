@@ -96,7 +96,7 @@ def train_alone(plan_json: str, folder: Path, threads: int) -> str:
     plan = plan_from_json(plan_json)
     site = Site.open(folder)
     shared, done = _progress(plan, folder)
-    layout = shared_layout(build_model(plan, pretrained=False), plan.heads)
+    layout = site.prepare(plan).layout
     for round_number in range(done + 1, plan.federation.rounds + 1):
         shared = layout.moved(shared, site.train(plan, round_number, shared).delta)
         arrays = {"shared": shared, "round": np.array([round_number])}

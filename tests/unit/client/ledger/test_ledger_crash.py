@@ -56,6 +56,17 @@ def test_only_one_of_two_processes_gets_the_last_steps(tmp_path: Path) -> None:
         assert verify(ledger.path).entries == 3
 
 
+def exit_codes(work: Callable[[Path, Barrier], None], path: Path, count: int) -> list[int | None]:
+    """Of so many processes that do the work on one ledger, all from the same moment on."""
+    start = FORK.Barrier(count)
+    workers = [FORK.Process(target=work, args=(path, start)) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    return [worker.exitcode for worker in workers]
+
+
 def write_many(path: Path, start: Barrier) -> None:
     start.wait()
     ledger = Ledger(path)
@@ -66,13 +77,8 @@ def write_many(path: Path, start: Barrier) -> None:
 
 
 def test_processes_that_start_and_write_at_once_lose_nothing(tmp_path: Path) -> None:
-    path, start = tmp_path / "ledger.sqlite", FORK.Barrier(3)
-    writers = [FORK.Process(target=write_many, args=(path, start)) for _ in "abc"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    path = tmp_path / "ledger.sqlite"
+    assert exit_codes(write_many, path, 3) == [0, 0, 0]
     assert verify(path).entries == 1 + 3 * 15
     assert [e.kind for e in Ledger(path).entries()] == ["open"] + ["sent"] * 45
 
@@ -84,14 +90,9 @@ def begin(path: Path, start: Barrier) -> None:
 
 def test_processes_that_begin_a_ledger_at_once_all_have_it(tmp_path: Path) -> None:
     for trial in range(20):
-        path, start = tmp_path / str(trial) / "ledger.sqlite", FORK.Barrier(4)
+        path = tmp_path / str(trial) / "ledger.sqlite"
         path.parent.mkdir()
-        starters = [FORK.Process(target=begin, args=(path, start)) for _ in "abcd"]
-        for starter in starters:
-            starter.start()
-        for starter in starters:
-            starter.join(60)
-        assert [starter.exitcode for starter in starters] == [0, 0, 0, 0]
+        assert exit_codes(begin, path, 4) == [0, 0, 0, 0]
         assert [e.kind for e in Ledger(path).entries()] == ["open"]
 
 
